@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed into .venv, pinned by constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Extras installed for `make test` and `make lint`; continuous integration adds the peers: EXTRAS=test,viz,parity,logging
+EXTRAS ?= test,viz
+comma := ,
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format miniature clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+# One stamp per set of extras, so that a change of pins or of extras installs again and nothing else does.
+STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+test: $(STAMP)  ## Prove every formula; ends with a table of errors and bounds
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+lint: $(STAMP)  ## Lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine it, ask it three questions
+	@$(BIN)/python evaluate.py --out runs/demo/exam-before.json
+	@$(BIN)/python train.py --config configs/miniature-lora-8bit.toml --output runs/demo
+	@$(BIN)/python evaluate.py --adapter runs/demo/adapter --int8 --out runs/demo/exam-after.json --compare runs/demo/exam-before.json
+	@$(BIN)/python generate.py --adapter runs/demo/adapter --int8 --side-by-side
+
+miniature: $(STAMP)  ## Rebuild the bundled world: corpus, meadow, exams, tokenizer, pretrained base
+	$(BIN)/python -m data.miniature.build
+	$(BIN)/python train.py --config configs/miniature-pretrain.toml --output runs/miniature
+
+clean:  ## Remove what runs and tools leave behind
+	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,67 @@
+"""Fixtures every test may use, and the table that closes a run: check, error measured, bound, ratio."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+BOUND = "error and bound"
+
+# Workers of pytest-xdist share the machine; within one process more threads would only fight each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The directory of real artefacts (models, tokenizers, data sets) that are not part of this project."""
+    if not (folder := os.environ.get("REAL_DATA")):
+        pytest.skip("REAL_DATA is unset: it names the directory of real models and data sets")
+    return Path(folder)
+
+
+@pytest.fixture
+def check_bound(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
+    """check_bound(name, error, bound): asserts error <= bound and enters both in the closing table.
+
+    One name may be checked many times (parametrized tests, hypothesis); the table keeps its worst ratio.
+    """
+
+    def check(name: str, error: float, bound: float) -> None:
+        error, bound = float(error), float(bound)
+        worst: dict[str, tuple[float, float]] = dict(request.node.user_properties).get(BOUND, {})
+        if not worst:
+            request.node.user_properties.append((BOUND, worst))
+        if name not in worst or _ratio(error, bound) >= _ratio(*worst[name]):
+            worst[name] = (error, bound)
+        assert error <= bound, f"{name}: error {error:.3g} exceeds its bound {bound:.3g}"  # NaN fails too
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the worst error of every named check beside its bound."""
+    worst: dict[str, tuple[float, float]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) != "call":
+                continue
+            for name, (error, bound) in dict(report.user_properties).get(BOUND, {}).items():
+                if name not in worst or _ratio(error, bound) >= _ratio(*worst[name]):
+                    worst[name] = (error, bound)
+    if not worst:
+        return
+    width = max(map(len, worst))
+    terminalreporter.section("numerical checks: worst error against its bound")
+    terminalreporter.write_line(f"{'check':<{width}}  {'error':>10}  {'bound':>10}  {'ratio':>6}")
+    for name, (error, bound) in sorted(worst.items()):
+        terminalreporter.write_line(f"{name:<{width}}  {error:>10.3g}  {bound:>10.3g}  {_ratio(error, bound):>6.3f}")
+
+
+def _ratio(error: float, bound: float) -> float:
+    if bound == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / bound if not math.isnan(error) else math.inf
