@@ -1,0 +1,181 @@
+"""LLaMA: token embedding, N blocks, a final norm and a linear head (arXiv 2302.13971, section 2.2).
+
+The names of the modules are those of Meta's checkpoints, and so is the rotary layout: Meta's tensors load as they are.
+`adapter_layout` translates both to Hugging Face's, for those who speak its formats.
+
+Letters: B batch, T tokens, S keys, C model width, D head size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llama.attention import causal_mask, document_mask, padding_mask
+from llama.block import Block
+from llama.cache import KVCache
+from llama.config import LlamaConfig
+from llama.norm import RMSNorm
+from llama.rotary import hf_row_order, rotary_table
+
+
+@dataclass(frozen=True)
+class AdapterSlot:
+    """Where a linear module lives in Hugging Face's model.
+
+    Attributes:
+        key: its module name there.
+        rows: order of its output rows there, `hf_weight = own_weight[rows]`; None where the orders agree.
+    """
+
+    key: str
+    rows: Tensor | None
+
+
+# Own name within a block -> Hugging Face's.
+HF_LINEARS = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+
+
+class Llama(nn.Module):
+    """The language model: (B, T) token ids -> (B, T, V) float32 logits of the token after each.
+
+    Args:
+        config: its shape.
+
+    Attributes:
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(
+            Block(config.dim, config.n_heads, config.n_kv_heads, config.hidden_dim, config.norm_eps, layer)
+            for layer in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's weight if the config says so; call it after replacing either."""
+        if self.config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> "Llama":
+        """Draw fresh weights for pretraining: normal, and for the two projections that write into the residual stream
+        narrower by √(2·n_layers), so that its variance does not grow with depth (the scheme of GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                writes_residual = name.endswith(("wo.weight", "w2.weight"))
+                width = std / (2 * self.config.n_layers) ** 0.5 if writes_residual else std
+                nn.init.normal_(parameter, std=width, generator=generator)
+        return self
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits for the next token at every position.
+
+        Args:
+            token_ids: (B, T) int64.
+            positions: (T,) or (B, T) int64; by default counted from 0, or from where the cache ends.
+            documents: (B, T) int64; a token attends only to earlier tokens with its own id (packed rows, padding).
+            cache: keys and values of earlier tokens; extended in place. Not to be combined with documents.
+
+        Returns:
+            (B, T, V) float32.
+
+        Raises:
+            ValueError: token_ids is not (B, T), or documents and cache are both given.
+        """
+        return self.logits(self.hidden_states(token_ids, positions=positions, documents=documents, cache=cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project final hidden states, (..., C) -> (..., V), and widen to float32 for the softmax to come."""
+        return self.output(hidden).float()
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The stream after the final norm, (B, T, C), for callers who want few logits. Arguments as for `forward`."""
+        if token_ids.ndim != 2:
+            raise ValueError(
+                f"token_ids must be (batch, tokens), got shape {tuple(token_ids.shape)}: add a batch dimension"
+            )
+        if documents is not None and cache is not None:
+            raise ValueError("documents and cache exclude each other: decode each document in a row of its own")
+        if positions is None:
+            positions = default_positions(token_ids, cache)
+        mask = attention_mask(token_ids.shape[1], documents, cache)
+        rotation = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+
+        hidden = self.tok_embeddings(token_ids)  # (B, T, C)
+        for block in self.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, rotation, mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotation, mask, cache)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return self.norm(hidden)
+
+    def adapter_layout(self) -> dict[str, AdapterSlot]:
+        """Each linear module's name -> its name and row order in Hugging Face's LLaMA."""
+        config = self.config
+        rows = {
+            "attention.wq": hf_row_order(config.n_heads, config.head_dim),
+            "attention.wk": hf_row_order(config.n_kv_heads, config.head_dim),
+        }
+        layout = {
+            f"layers.{i}.{own}": AdapterSlot(f"model.layers.{i}.{foreign}", rows.get(own))
+            for i in range(config.n_layers)
+            for own, foreign in HF_LINEARS.items()
+        }
+        return layout | {"output": AdapterSlot("lm_head", None)}
+
+
+def default_positions(token_ids: Tensor, cache: KVCache | None) -> Tensor:
+    """Positions counted from 0, or from the cache's end; the first token after left padding has position 0."""
+    positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+    if cache is None:
+        return positions
+    positions = positions + cache.length
+    if cache.padding is None:
+        return positions
+    return (positions - cache.padding[:, None]).clamp(min=0)  # (B, T)
+
+
+def attention_mask(n_tokens: int, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
+    """The mask for T new tokens; None is plain causal attention over them, which kernels know how to do fast."""
+    if documents is not None:
+        return document_mask(documents)
+    if cache is None:
+        return None
+    n_keys = cache.length + n_tokens
+    if cache.padding is not None:
+        return padding_mask(n_tokens, n_keys, cache.padding)
+    return None if n_keys == n_tokens else causal_mask(n_tokens, n_keys, cache.keys.device)

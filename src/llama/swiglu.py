@@ -1,0 +1,42 @@
+"""SwiGLU: a feed-forward layer whose one half gates the other.
+
+    SwiGLU(x, W, V, b, c, β) = Swish_β(xW + b) ⊗ (xV + c),    Swish_β(z) = z·σ(βz)    (arXiv 2002.05202, eq. 5)
+    FFN(x) = SwiGLU(x, W₁, W₃)·W₂                                                     (eq. 6)
+
+LLaMA takes β = 1 (SiLU) and no biases. Meta names W `w1` (gate), V `w3` (up) and the way back `w2` (down).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def swiglu_reference(
+    x: Tensor, w: Tensor, v: Tensor, b: Tensor | float = 0.0, c: Tensor | float = 0.0, beta: float = 1.0
+) -> Tensor:
+    """Eq. 5 in the paper's row-vector notation. Shapes: x (..., C), w and v (C, hidden) -> (..., hidden).
+
+    >>> swiglu_reference(torch.tensor([1.0]), torch.tensor([[2.0]]), torch.tensor([[3.0]]))  # 2·σ(2) · 3
+    tensor([5.2848])
+    """
+    gate = x @ w + b
+    swish = gate * torch.sigmoid(beta * gate)
+    return swish * (x @ v + c)
+
+
+class SwiGLU(nn.Module):
+    """LLaMA's feed-forward layer: w2(SiLU(w1 x) ⊗ w3 x). Shapes: (..., C) -> (..., C).
+
+    Args:
+        dim: width C of the residual stream.
+        hidden_dim: width of the gated hidden layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
