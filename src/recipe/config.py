@@ -6,7 +6,9 @@ those of the TOML tables and of the flags: `lr` in `[optim]` is `--optim.lr`. Th
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 Method = Literal["full", "lora", "lora-8bit"]
 Precision = Literal["float32", "bf16", "bf16-mixed"]
@@ -19,7 +21,7 @@ MINIATURE = "miniature"
 class ModelSection:
     """Which weights to start from."""
 
-    base: str = ""
+    base: Annotated[str, arg(aliases=("--base",))] = ""
     """Checkpoint directory (Meta's or Hugging Face's layout), or "miniature"; empty starts from random weights."""
     tokenizer: str = ""
     """SentencePiece model, or a directory that holds one; empty looks beside the base."""
@@ -123,7 +125,7 @@ class TrainSection:
 
     method: Method = "lora"
     """full: every weight. lora: adapters on a 16-bit base. lora-8bit: adapters on an int8 base."""
-    output: str = "runs/latest"
+    output: Annotated[str, arg(aliases=("--output",))] = "runs/latest"
     """Directory for the adapter or checkpoint, metrics.jsonl, config.toml and loss.png."""
     epochs: int = 3
     max_steps: int = 0

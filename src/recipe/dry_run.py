@@ -1,0 +1,84 @@
+"""A run described before it costs anything: parameters, predicted memory, steps, tokens, an example."""
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from data import print_preview
+from llama import LlamaConfig, Tokenizer
+from recipe.assemble import checkpoint_folder, load_tokenizer, model_shape
+from recipe.config import RunConfig
+from recipe.memory import MemoryPlan, ParameterCount, count_parameters, meta_model, predict_memory
+from recipe.run_data import RunData, load_run_data, plan_steps
+
+
+def dry_run(config: RunConfig, console: Console | None = None) -> MemoryPlan:
+    """Print all of it and return the predicted memory. What is not at hand (tokenizer, data) is named and left out.
+
+    Raises:
+        ValueError: the base is not at hand either, and `shape.name` does not say what it would be.
+    """
+    console = console or Console(highlight=False)
+    tokenizer: Tokenizer | None = None
+    try:
+        tokenizer = load_tokenizer(config.model.tokenizer, config.model.base)
+    except ValueError as error:
+        console.print(f"no tokenizer, so no data: {error}", style="yellow")
+    if config.model.base and not checkpoint_folder(config.model.base).exists() and config.shape.name:
+        console.print(f"no base at {config.model.base}: taking the published shape {config.shape.name}", style="yellow")
+        shape = LlamaConfig.named(config.shape.name)
+    else:
+        shape = model_shape(config, tokenizer.vocab_size if tokenizer else None)
+    model = meta_model(config, shape)
+    console.print(parameter_table(count_parameters(model), config))
+    memory = predict_memory(model, config)
+    console.print(memory_table(memory, config))
+    if tokenizer is not None:
+        _describe_data(config, tokenizer, console)
+    return memory
+
+
+def preview(config: RunConfig, *, show: int = 3, console: Console | None = None) -> None:
+    """Print the first examples as the model will see them, the lengths, and what was cut or dropped."""
+    tokenizer = load_tokenizer(config.model.tokenizer, config.model.base)
+    _show(config, load_run_data(config, tokenizer), tokenizer, show, console or Console(highlight=False))
+
+
+def parameter_table(counts: dict[str, ParameterCount], config: RunConfig) -> Table:
+    """Number of weights per package and fate."""
+    table = Table("package", title=f"parameters, method {config.train.method}", title_justify="left")
+    for heading in ("trainable", "frozen", "int8"):
+        table.add_column(heading, justify="right")
+    for package, count in counts.items():
+        table.add_row(package, *(f"{n:,}" for n in (count.trainable, count.frozen, count.int8)))
+    return table
+
+
+def memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
+    """Predicted bytes per purpose, in GB (10⁹ bytes)."""
+    rows = f"{config.train.micro_batch_size} x {config.data.max_length} tokens"
+    checkpointing = ", checkpointing" if config.train.gradient_checkpointing else ""
+    title = f"predicted memory at the peak, {rows}, {config.train.precision}{checkpointing}"
+    table = Table("purpose", title=title, title_justify="left")
+    table.add_column("GB", justify="right")
+    for purpose, n_bytes in asdict(memory).items():
+        table.add_row(purpose.replace("_", " "), f"{n_bytes / 1e9:.3f}")
+    table.add_row("total", f"{memory.total / 1e9:.3f}", style="bold")
+    return table
+
+
+def _describe_data(config: RunConfig, tokenizer: Tokenizer, console: Console) -> None:
+    try:
+        data = load_run_data(config, tokenizer)
+    except ValueError as error:
+        console.print(f"no data: {error}", style="yellow")
+        return
+    steps = plan_steps(config, list(map(len, data.train)))
+    tokens = sum(len(data.train[i]) for step in steps for rows in step for row in rows for i in row)
+    console.print(f"{len(steps):,} optimizer steps, {tokens:,} tokens")
+    _show(config, data, tokenizer, 1, console)
+
+
+def _show(config: RunConfig, data: RunData, tokenizer: Tokenizer, show: int, console: Console) -> None:
+    print_preview(data.train, data.report, tokenizer, max_length=config.data.max_length, show=show, console=console)

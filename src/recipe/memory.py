@@ -1,0 +1,150 @@
+"""What a run will need, before anything is allocated: the model on PyTorch's meta device, and arithmetic.
+
+Weights, gradients and optimizer state are counted from the tensors themselves. The activations that a block keeps for
+its backward pass are counted from its code, per token, with w bytes per element (2 in bf16, 4 in float32):
+
+    frozen base     2·(4C + 4)  +  w·(2C + 2·G·D)  +  4H  +  3·w·F
+                    RMSNorm: float32 input and 1/RMS; attention: q, k, v, output, log-sum-exp; SwiGLU: gate, SiLU, up
+    trained base    + 4·w·C + w·F       the inputs of every product and of both gains
+    an adapter      + w·(r + in) and, with dropout, + w·in for the mask
+
+Letters: C model width, H heads, G key/value heads, D head size, F hidden size, V vocabulary, r rank.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from int8 import Int8Linear
+from llama import Llama, LlamaConfig
+from lora import LoraLinear
+from recipe.assemble import linear_conversion, prepare_for_training, storage_dtype
+from recipe.config import RunConfig
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Number of weights by what happens to them."""
+
+    trainable: int
+    frozen: int
+    int8: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted bytes on the training device, by purpose. `total` leaves out what the framework itself occupies."""
+
+    int8_weights: int
+    frozen_weights: int
+    trainable_weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all purposes."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def meta_model(config: RunConfig, shape: LlamaConfig) -> Llama:
+    """The model of a run without its weights: every module, dtype and adapter in place, no memory."""
+    with torch.device("meta"):
+        model = Llama(shape).to(storage_dtype(config))
+        convert = linear_conversion(config)
+        if convert is not None:
+            for block in model.layers:
+                for parent in block.children():
+                    for name, child in list(parent.named_children()):
+                        if isinstance(child, nn.Linear):
+                            setattr(parent, name, convert(child))
+        return prepare_for_training(model, config)
+
+
+def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
+    """Weights per package: `llama` (embeddings, norms, 16- or 32-bit products), `int8` (codes), `lora` (adapters)."""
+    lora = {id(p) for m in model.modules() if isinstance(m, LoraLinear) for p in (m.lora_A, m.lora_B)}
+    own = [p for p in model.parameters() if id(p) not in lora]
+    adapters = [p for p in model.parameters() if id(p) in lora]
+    codes = sum(m.weight_codes.numel() for m in model.modules() if isinstance(m, Int8Linear))
+    return {
+        "llama": ParameterCount(_count(own, trainable=True), _count(own, trainable=False), 0),
+        "int8": ParameterCount(0, 0, codes),
+        "lora": ParameterCount(_count(adapters, trainable=True), _count(adapters, trainable=False), 0),
+    }
+
+
+def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
+    """Bytes that training `model` (on the meta device or real) will take at its peak."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    width = torch.finfo(storage_dtype(config)).bits // 8
+    tokens = config.train.micro_batch_size * min(config.data.max_length, model.config.max_seq_len)
+    logit_bytes = 2 * FLOAT32 + (width if width < FLOAT32 else 0)  # logits and their gradient, and a 16-bit copy
+    mixed = config.train.precision == "bf16-mixed"
+    return MemoryPlan(
+        int8_weights=sum(m.weight_codes.numel() + FLOAT32 * m.weight_absmax.numel() for m in int8),
+        frozen_weights=_bytes(frozen),
+        trainable_weights=_bytes(trainable),
+        gradients=_bytes(trainable),
+        optimizer=sum(optimizer_bytes(p, config.optim.name) for p in trainable),
+        activations=tokens * activation_bytes_per_token(model, config),
+        logits=tokens * model.config.vocab_size * logit_bytes,
+        # the largest int8 weight dequantized in the backward pass; autocast's 16-bit copies of all masters
+        scratch=max((m.weight_codes.numel() * width for m in int8), default=0) + mixed * _bytes(trainable) // 2,
+    )
+
+
+def activation_bytes_per_token(model: Llama, config: RunConfig) -> int:
+    """Bytes kept per token between forward and backward pass, over all blocks (formula above)."""
+    shape = model.config
+    stream = torch.finfo(storage_dtype(config)).bits // 8
+    width = 2 if config.train.precision == "bf16-mixed" else stream  # of what products read and write
+    kept = block_activation_bytes(shape, width=width, stream=stream, trainable=config.train.method == "full")
+    adapters = [m for m in model.layers[0].modules() if isinstance(m, LoraLinear)]
+    for adapter in adapters:
+        copies = 2 if config.lora.dropout else 1
+        kept += width * (config.lora.r + copies * adapter.in_features)
+    if config.train.gradient_checkpointing:
+        return shape.n_layers * stream * shape.dim + kept
+    return shape.n_layers * kept
+
+
+def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, trainable: bool) -> int:
+    """Bytes one block keeps per token, adapters not counted.
+
+    Args:
+        width: bytes per element that products read and write.
+        stream: bytes per element of the residual stream.
+        trainable: whether the block's own weights are trained.
+    """
+    dim, hidden = shape.dim, shape.hidden_dim
+    norms = 2 * (FLOAT32 * dim + FLOAT32)
+    attention = width * (2 * dim + 2 * shape.n_kv_heads * shape.head_dim) + FLOAT32 * shape.n_heads
+    swiglu = 3 * width * hidden
+    if not trainable:
+        return norms + attention + swiglu
+    return norms + attention + swiglu + 2 * (stream + width) * dim + width * hidden
+
+
+def optimizer_bytes(parameter: torch.Tensor, name: str) -> int:
+    """Bytes of both moments: in the parameter's dtype (adamw), or a byte each and a scale per block (adamw8bit)."""
+    n = parameter.numel()
+    if name == "adamw":
+        return 2 * n * parameter.element_size()
+    return 2 * n * FLOAT32 if n < 4096 else 2 * (n + FLOAT32 * -(-n // 256))
+
+
+def _count(parameters: list[nn.Parameter], *, trainable: bool) -> int:
+    return sum(p.numel() for p in parameters if p.requires_grad == trainable)
+
+
+def _bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
