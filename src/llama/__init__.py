@@ -1,19 +1,24 @@
 """LLaMA by hand: the transformer (arXiv 2302.13971), its tokenizer, its checkpoints, its decoding.
 
-config.py       shapes, the published ones by name          norm.py        RMSNorm
-rotary.py       rotary position embedding                   swiglu.py      the gated feed-forward layer
-attention.py    causal grouped-query attention, masks       cache.py       keys and values for decoding
-block.py        pre-norm block                              model.py       the whole model
+config.py      shapes, the published ones by name       norm.py       RMSNorm
+rotary.py      rotary position embedding                swiglu.py     the gated feed-forward layer
+attention.py   causal grouped-query attention, masks    cache.py      keys and values for decoding
+block.py       pre-norm block                           model.py      the whole model
+tokenizer.py   text and token ids                       decoding/     sampling, beam search, streaming
+checkpoint/    Meta's and Hugging Face's files
 """
 
 from llama.attention import Attention
 from llama.block import Block
 from llama.cache import KVCache
+from llama.checkpoint import load_checkpoint, read_config, save_checkpoint
 from llama.config import LlamaConfig
+from llama.decoding import beam_search, generate, generate_batch, stream_text
 from llama.model import AdapterSlot, Llama
 from llama.norm import RMSNorm
 from llama.rotary import rotary_table, rotate
 from llama.swiglu import SwiGLU
+from llama.tokenizer import Tokenizer
 
 __all__ = [
     "AdapterSlot",
@@ -24,6 +29,14 @@ __all__ = [
     "LlamaConfig",
     "RMSNorm",
     "SwiGLU",
+    "Tokenizer",
+    "beam_search",
+    "generate",
+    "generate_batch",
+    "load_checkpoint",
+    "read_config",
     "rotary_table",
     "rotate",
+    "save_checkpoint",
+    "stream_text",
 ]

@@ -5,9 +5,11 @@ checkpoint ──load──▶ Llama ──each block Linear as it arrives──
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from data import PromptTemplate
 from int8 import Int8Linear
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config, save_checkpoint
 from lora import LoraConfig, add_lora, load_adapter, save_adapter
-from optim8bit import AdamW8bit
+from optim8bit import AdamW8bit, embeddings_in_32bit
 from recipe.config import MINIATURE, OptimSection, RunConfig, ShapeSection
 from recipe.prompt_file import PROMPT_FILE, read_prompt, write_prompt
 
@@ -138,7 +140,7 @@ def prepare_for_training(model: Llama, config: RunConfig) -> Llama:
     return model.train()
 
 
-def linear_conversion(config: RunConfig):
+def linear_conversion(config: RunConfig) -> Callable[[nn.Linear], nn.Module] | None:
     """What becomes of each block's Linear as it arrives; None leaves it."""
     if config.train.method != "lora-8bit":
         return None
@@ -151,28 +153,18 @@ def storage_dtype(config: RunConfig) -> torch.dtype:
 
 
 def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
-    """AdamW or AdamW8bit over what requires gradients, in three groups.
+    """AdamW or AdamW8bit over what requires gradients.
 
-    Vectors (the norms' gains) are not decayed. Embeddings keep 32-bit state under adamw8bit: the rare tokens' moments
-    span more decades than a block's 8 bits (8-bit optimizers, arXiv 2110.02861, section 3.3).
+    Vectors (the norms' gains) are not decayed. Embeddings keep 32-bit state under adamw8bit.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in embeddings]},
-        {"params": [p for p in trainable if id(p) in embeddings], "min_8bit_size": 2**62},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    options = {
-        "lr": settings.lr,
-        "betas": settings.betas,
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-    if settings.name == "adamw8bit":
-        return AdamW8bit(groups, **options)
-    return torch.optim.AdamW([{k: v for k, v in group.items() if k != "min_8bit_size"} for group in groups], **options)
+    groups: list[dict[str, Any]] = []
+    for group in embeddings_in_32bit(model):
+        matrices = [p for p in group["params"] if p.ndim >= 2]
+        vectors = [p for p in group["params"] if p.ndim < 2]
+        groups += [{**group, "params": matrices}] if matrices else []
+        groups += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
+    optimizer = AdamW8bit if settings.name == "adamw8bit" else torch.optim.AdamW
+    return optimizer(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
 def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Path:

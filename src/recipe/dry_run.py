@@ -5,7 +5,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from data import print_preview
+from data import example_text, histogram, print_preview
 from llama import LlamaConfig, Tokenizer
 from recipe.assemble import checkpoint_folder, load_tokenizer, model_shape
 from recipe.config import RunConfig
@@ -81,4 +81,10 @@ def _describe_data(config: RunConfig, tokenizer: Tokenizer, console: Console) ->
 
 
 def _show(config: RunConfig, data: RunData, tokenizer: Tokenizer, show: int, console: Console) -> None:
-    print_preview(data.train, data.report, tokenizer, max_length=config.data.max_length, show=show, console=console)
+    window = config.data.max_length
+    if data.report is not None:
+        print_preview(data.train, data.report, tokenizer, max_length=window, show=show, console=console)
+        return
+    for example in data.train[:show]:  # the text objective: whole documents, nothing cut or dropped
+        console.print(example_text(example, tokenizer))
+    console.print(histogram(list(map(len, data.train)), window))

@@ -19,6 +19,7 @@ from torch import nn
 from int8 import Int8Linear
 from llama import Llama, LlamaConfig
 from lora import LoraLinear
+from optim8bit import embeddings_in_32bit, planned_state_bytes
 from recipe.assemble import linear_conversion, prepare_for_training, storage_dtype
 from recipe.config import RunConfig
 
@@ -94,7 +95,7 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         frozen_weights=_bytes(frozen),
         trainable_weights=_bytes(trainable),
         gradients=_bytes(trainable),
-        optimizer=sum(optimizer_bytes(p, config.optim.name) for p in trainable),
+        optimizer=optimizer_bytes(model, config.optim.name),
         activations=tokens * activation_bytes_per_token(model, config),
         logits=tokens * model.config.vocab_size * logit_bytes,
         # the largest int8 weight dequantized in the backward pass; autocast's 16-bit copies of all masters
@@ -134,12 +135,15 @@ def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, train
     return norms + attention + swiglu + 2 * (stream + width) * dim + width * hidden
 
 
-def optimizer_bytes(parameter: torch.Tensor, name: str) -> int:
-    """Bytes of both moments: in the parameter's dtype (adamw), or a byte each and a scale per block (adamw8bit)."""
-    n = parameter.numel()
+def optimizer_bytes(model: nn.Module, name: str) -> int:
+    """Bytes of both moments of everything trainable, as `build_optimizer` groups it."""
     if name == "adamw":
-        return 2 * n * parameter.element_size()
-    return 2 * n * FLOAT32 if n < 4096 else 2 * (n + FLOAT32 * -(-n // 256))
+        return 2 * _bytes([p for p in model.parameters() if p.requires_grad])
+    return sum(
+        sum(planned_state_bytes(p.numel(), bits=group.get("bits", 8)))
+        for group in embeddings_in_32bit(model)
+        for p in group["params"]
+    )
 
 
 def _count(parameters: list[nn.Parameter], *, trainable: bool) -> int:

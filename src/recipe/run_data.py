@@ -60,15 +60,18 @@ def load_run_data(config: RunConfig, tokenizer: Tokenizer, *, progress: bool = T
 
     records = load_mixture([MixturePart(path, samples) for path, samples in parts], seed=seed)
     train, held_out = _split(records, config)
-    options = {
-        "max_length": settings.max_length,
-        "train_on_prompt": settings.train_on_prompt,
-        "add_bos": settings.add_bos,
-        "add_eos": settings.add_eos,
-        "progress": progress,
-    }
-    examples, report = build_examples(train, template, tokenizer, **options)
-    validation = build_examples(held_out, template, tokenizer, **options)[0] if held_out else []
+    supervised = partial(
+        build_examples,
+        template=template,
+        tokenizer=tokenizer,
+        max_length=settings.max_length,
+        train_on_prompt=settings.train_on_prompt,
+        add_bos=settings.add_bos,
+        add_eos=settings.add_eos,
+        progress=progress,
+    )
+    examples, report = supervised(train)
+    validation = supervised(held_out)[0] if held_out else []
     return RunData(examples, validation, template, report, held_out)
 
 

@@ -4,7 +4,6 @@ g = (1/N) Σ_micro-batches ∇ Σ_t −log P(y_t | ·),    N = supervised tokens
 g ← g · min(1, clip / ‖g‖₂)                          (arXiv 1211.5063, algorithm 1)
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,12 +78,13 @@ def clip_gradients(model: nn.Module, clip: float) -> float:
     Raises:
         NonFiniteError: names the first parameter whose gradient is not finite.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf).item()
-    if not math.isfinite(norm):
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if not norm.isfinite():
         name = next(n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
         raise NonFiniteError(f"the gradient of {name} is not finite: no update was made; lower optim.lr")
-    return norm
+    if clip:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    return norm.item()
 
 
 @torch.no_grad()
