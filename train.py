@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import torch
@@ -185,9 +186,10 @@ def answer_aloud(
         room = model.config.max_seq_len - len(prompt)
         if room > 0:
             ids = generate(model, prompt, max_new_tokens=min(48, room), stop_ids=(tokenizer.eos_id,))
-            say(f"  asked      {record.input or record.instruction}")
-            say(f"  answers    {tokenizer.decode(list(ids)).strip()}")
-            say(f"  reference  {record.output}")
+            answer = tokenizer.decode(list(ids))
+            asked = record.input or record.instruction
+            for label, text in (("asked", asked), ("answers", answer), ("reference", record.output)):
+                say(f"  {label:<10} {shorten(text, 200, placeholder=' ...')}")
     model.train(was_training)
 
 

@@ -6,7 +6,7 @@ its backward pass are counted from its code, per token, with w bytes per element
     frozen base     2·(4C + 4)  +  w·(2C + 2·G·D)  +  4H  +  3·w·F
                     RMSNorm: float32 input and 1/RMS; attention: q, k, v, output, log-sum-exp; SwiGLU: gate, SiLU, up
     trained base    + 4·w·C + w·F       the inputs of every product and of both gains
-    an adapter      + w·(r + in) and, with dropout, + w·in for the mask
+    an adapter      + w·(r + in), inputs shared where there is no dropout; with it + w·in for the mask
 
 Letters: C model width, H heads, G key/value heads, D head size, F hidden size, V vocabulary, r rank.
 """
@@ -109,13 +109,31 @@ def activation_bytes_per_token(model: Llama, config: RunConfig) -> int:
     stream = torch.finfo(storage_dtype(config)).bits // 8
     width = 2 if config.train.precision == "bf16-mixed" else stream  # of what products read and write
     kept = block_activation_bytes(shape, width=width, stream=stream, trainable=config.train.method == "full")
-    adapters = [m for m in model.layers[0].modules() if isinstance(m, LoraLinear)]
-    for adapter in adapters:
-        copies = 2 if config.lora.dropout else 1
-        kept += width * (config.lora.r + copies * adapter.in_features)
+    kept += width * sum(adapter_activations(model.layers[0]).values())
     if config.train.gradient_checkpointing:
         return shape.n_layers * stream * shape.dim + kept
     return shape.n_layers * kept
+
+
+def adapter_activations(block: nn.Module) -> dict[str, int]:
+    """Elements that the adapters of a block keep per token, by input.
+
+    Without dropout, adapters of the same input share it, and `wo`'s is the attention's output, which is kept anyway.
+    With dropout each keeps its own thinned copy and the mask (counted as wide as the copy, as on a CPU; a GPU's is a
+    byte).
+    """
+    shared_input = {"wq": "attention", "wk": "attention", "wv": "attention", "w1": "feed-forward", "w3": "feed-forward"}
+    kept: dict[str, int] = {}
+    for name, adapter in block.named_modules():
+        if not isinstance(adapter, LoraLinear):
+            continue
+        kept[f"{name}, A x"] = adapter.r
+        own = name.rpartition(".")[2]
+        if adapter.dropout:
+            kept[f"{name}, input and mask"] = 2 * adapter.in_features
+        elif own != "wo":
+            kept[shared_input.get(own, own)] = adapter.in_features
+    return kept
 
 
 def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, trainable: bool) -> int:
