@@ -223,16 +223,11 @@ def load_for_inference(
 def choose_template(name: str | None, adapter: Path | None, base: Path) -> PromptTemplate:
     """The template asked for, or the one saved with the adapter or the base, or Alpaca's."""
     if name is not None:
-        return load_template(name)
+        return PromptTemplate.find(name)
     for folder in (adapter, base):
         if folder is not None and (folder / PROMPT_FILE).exists():
             return read_prompt(folder)
     return PromptTemplate.named("alpaca")
-
-
-def load_template(name: str) -> PromptTemplate:
-    """A template by name, or from a JSON file."""
-    return PromptTemplate.from_file(Path(name)) if name.endswith(".json") else PromptTemplate.named(name)
 
 
 def inference_dtype(name: str, shape: LlamaConfig, device: torch.device) -> torch.dtype:

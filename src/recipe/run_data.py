@@ -18,7 +18,7 @@ from data import (
     text_examples,
 )
 from llama import Tokenizer
-from recipe.assemble import data_files, load_template
+from recipe.assemble import data_files
 from recipe.config import RunConfig
 
 MicroBatch = list[list[int]]  # rows of indices into the training examples
@@ -48,7 +48,7 @@ def load_run_data(config: RunConfig, tokenizer: Tokenizer, *, progress: bool = T
         ValueError: no files, unreadable rows, or nothing left to train on.
     """
     settings, seed = config.data, config.train.seed
-    template = load_template(settings.template)
+    template = PromptTemplate.find(settings.template)
     if not settings.files:
         raise ValueError("data.files is empty: name the files to train on")
     parts = data_files(settings.folder, settings.files)

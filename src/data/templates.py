@@ -1,0 +1,186 @@
+"""Prompt templates: the exact strings around instruction and input that the published models were tuned with.
+
+    alpaca            Alpaca-LoRA's: ends "### Response:\\n"
+    alpaca_legacy     Stanford's (and lit-llama's): ends at the colon, the answer follows without a line break
+    alpaca_short      Alpaca-LoRA's, without the opening sentence
+    medalpaca         always the with-input form, so an empty input leaves an empty "### Input:" section
+    context_question  MedAlpaca's model card: the record's input is the context, its instruction the question
+
+A model asked with another template than it was tuned with answers worse, and nothing warns of it: the template is
+therefore stored with every adapter (`to_dict`) and read back from there (`from_dict`).
+
+A user's own template is a file in Alpaca-LoRA's form: {"description", "prompt_input", "prompt_no_input",
+"response_split"}, with {instruction} and {input} as placeholders and {{ }} for literal braces.
+"""
+
+import json
+import string
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from data.records import read_text, text_field
+
+_TASK = "### Instruction:\n{instruction}\n\n"
+_INPUT = "### Input:\n{input}\n\n"
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n" + _TASK + _INPUT + "### Response:"
+)
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n" + _TASK + "### Response:"
+)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The text before an answer, with and without an input.
+
+    Args:
+        name: what reports call it.
+        prompt_input: used when there is an input; holds {instruction} and {input}.
+        prompt_no_input: used when the input is empty; holds {instruction}.
+        response_split: the marker after which the answer begins, for `response_of`.
+        description: one sentence for people.
+    """
+
+    name: str
+    prompt_input: str
+    prompt_no_input: str
+    response_split: str = "### Response:"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("prompt_input", {"instruction", "input"}), ("prompt_no_input", {"instruction"})):
+            self._check_placeholders(field, allowed)
+            if not self.response_split or self.response_split not in getattr(self, field):
+                raise ValueError(
+                    f"template {self.name!r}: response_split {self.response_split!r} does not occur in {field}; "
+                    "it must be the marker that stands before the answer"
+                )
+
+    def _check_placeholders(self, field: str, needed: set[str]) -> None:
+        where = f"template {self.name!r}, {field}"
+        try:
+            pieces = list(string.Formatter().parse(getattr(self, field)))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; write {{{{ and }}}} for literal braces") from error
+        named = {name for _, name, _, _ in pieces if name is not None}
+        plain = all(not spec and not conversion for _, _, spec, conversion in pieces)
+        # medalpaca's text without an input keeps the empty {input}.
+        if not plain or not named <= {"instruction", "input"}:
+            raise ValueError(
+                f"{where}: placeholders {sorted(named)}; the known ones are {{instruction}} and {{input}}, "
+                "without a format; write {{ and }} for literal braces"
+            )
+        if missing := needed - named:
+            raise ValueError(f"{where}: lacks the placeholder {{{min(missing)}}}")
+
+    def render(self, instruction: str, input: str = "") -> str:
+        """The prompt, up to where the answer begins.
+
+        Only the template's own placeholders are filled: braces in a record's text are text.
+
+        >>> PromptTemplate.named("context_question").render("What does {input} mean?", "A shell manual.")
+        'Context: A shell manual.\\n\\nQuestion: What does {input} mean?\\n\\nAnswer: '
+        """
+        values = {"instruction": instruction, "input": input, None: ""}
+        template = self.prompt_input if input else self.prompt_no_input
+        return "".join(literal + values[name] for literal, name, _, _ in string.Formatter().parse(template))
+
+    def response_of(self, text: str) -> str:
+        """The answer in a text that begins with a prompt: what follows the first `response_split`, stripped.
+
+        A prompt that quotes the marker itself is cut too early; where the prompt's tokens are at hand, decode what
+        follows them instead.
+
+        Raises:
+            ValueError: the marker is not in the text.
+        """
+        _, marker, answer = text.partition(self.response_split)
+        if not marker:
+            raise ValueError(
+                f"no {self.response_split!r} in {text[:60]!r}...; was the text made with the template {self.name!r}?"
+            )
+        return answer.strip()
+
+    def to_dict(self) -> dict[str, str]:
+        """A JSON object in Alpaca-LoRA's form, and the name; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(
+        cls, row: dict[str, Any], *, where: str = "prompt template", name: str = "custom"
+    ) -> "PromptTemplate":
+        """Build from a JSON object; `name` is used when it holds none. ValueError names `where` and the key."""
+        known = [field.name for field in fields(cls)]
+        optional = {"name": name, "description": ""}
+        return cls(**{key: text_field(row, key, where, optional.get(key)) for key in known})
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "PromptTemplate":
+        """Read a user's JSON file."""
+        path = Path(path)
+        try:
+            row = json.loads(read_text(path))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from error
+        return cls.from_dict(row, where=str(path), name=path.stem)
+
+    @classmethod
+    def named(cls, name: str) -> "PromptTemplate":
+        """One of the published templates."""
+        if name not in TEMPLATES:
+            raise ValueError(
+                f"unknown template {name!r}; known: {', '.join(TEMPLATES)}, or a JSON file through from_file"
+            )
+        return TEMPLATES[name]
+
+    @classmethod
+    def find(cls, name_or_path: str | Path) -> "PromptTemplate":
+        """A published template by name, or a user's by the path of its file: what a command line accepts."""
+        if str(name_or_path) in TEMPLATES:
+            return TEMPLATES[str(name_or_path)]
+        if Path(name_or_path).is_file():
+            return cls.from_file(name_or_path)
+        raise ValueError(f"{str(name_or_path)!r} is no file and none of the templates {', '.join(TEMPLATES)}")
+
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    template.name: template
+    for template in (
+        PromptTemplate(
+            "alpaca",
+            _WITH_INPUT + "\n",
+            _WITHOUT_INPUT + "\n",
+            description="Alpaca-LoRA's: the answer begins on its own line.",
+        ),
+        PromptTemplate(
+            "alpaca_legacy",
+            _WITH_INPUT,
+            _WITHOUT_INPUT,
+            description="Stanford Alpaca's: the answer follows the colon directly.",
+        ),
+        PromptTemplate(
+            "alpaca_short",
+            _TASK + _INPUT + "### Response:\n",
+            _TASK + "### Response:\n",
+            description="Alpaca-LoRA's short form: no opening sentence.",
+        ),
+        PromptTemplate(
+            "medalpaca",
+            _WITH_INPUT + "\n",
+            _WITH_INPUT + "\n",
+            description="MedAlpaca's: the input section is there even when it is empty.",
+        ),
+        PromptTemplate(
+            "context_question",
+            "Context: {input}\n\nQuestion: {instruction}\n\nAnswer: ",
+            # The model card shows no prompt without a context; leaving the line out is ours.
+            "Question: {instruction}\n\nAnswer: ",
+            response_split="Answer:",
+            description="MedAlpaca's model card: a question about a context.",
+        ),
+    )
+}
