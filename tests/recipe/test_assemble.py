@@ -1,0 +1,137 @@
+"""Assembly: what a run's settings build, and what does not fit together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_llama, train_tokenizer
+from torch import nn
+
+from data import PromptTemplate
+from int8 import Int8Linear
+from llama import Llama, LlamaConfig, Tokenizer, save_checkpoint
+from lora import LoraLinear
+from recipe import RunConfig, build_model, build_optimizer, data_files, load_for_inference, pick_device, save_result
+from recipe.assemble import choose_template, inference_dtype
+from recipe.config import LoraSection, ModelSection, OptimSection, ShapeSection, TrainSection
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    train_tokenizer(folder)
+    save_checkpoint(tiny_llama(0, vocab_size=330), folder)
+    return folder
+
+
+def config(base: Path, method: str, precision: str = "float32") -> RunConfig:
+    return RunConfig(
+        model=ModelSection(base=str(base)),
+        lora=LoraSection(r=2, targets=("q_proj", "v_proj")),
+        train=TrainSection(method=method, precision=precision),
+    )
+
+
+def build(settings: RunConfig) -> Llama:
+    return build_model(settings, Tokenizer(Path(settings.model.base)), CPU, progress=False)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_lora_8bit_stacks_adapters_on_codes(base, precision):
+    model = build(config(base, "lora-8bit", precision))
+    layer = model.layers[0].attention
+    assert isinstance(layer.wq, LoraLinear) and isinstance(layer.wq.base, Int8Linear)
+    assert isinstance(layer.wk, Int8Linear) and isinstance(model.output, nn.Linear)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {f"layers.{i}.attention.{n}.lora_{m}" for i in range(2) for n in ("wq", "wv") for m in "AB"}
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert model.tok_embeddings.weight.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_full_trains_everything_in_the_precision_asked_for(base):
+    for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16), ("bf16-mixed", torch.float32)):
+        model = build(config(base, "full", precision))
+        assert all(p.requires_grad and p.dtype == dtype for p in model.parameters())
+
+
+def test_adapters_start_from_the_seed(base):
+    first, second = (build(config(base, "lora")).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = build(replace(config(base, "lora"), train=TrainSection(method="lora", precision="float32", seed=1)))
+    assert not torch.equal(first["layers.0.attention.wq.lora_A"], other.state_dict()["layers.0.attention.wq.lora_A"])
+
+
+def test_random_weights_need_sizes_and_take_the_tokenizers_vocabulary(base):
+    settings = RunConfig(
+        model=ModelSection(tokenizer=str(base)),
+        shape=ShapeSection(dim=16, n_layers=1, n_heads=2, hidden_dim=24),
+        train=TrainSection(method="full"),
+    )
+    model = build_model(settings, Tokenizer(base), CPU)
+    assert (model.config.vocab_size, model.config.n_kv_heads) == (330, 2)
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_model(replace(settings, shape=ShapeSection()), Tokenizer(base), CPU)
+
+
+def test_optimizer_groups(base):
+    model = build(config(base, "full"))
+    for name in ("adamw", "adamw8bit"):
+        optimizer = build_optimizer(model, OptimSection(name=name, weight_decay=0.1))
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+        for group in optimizer.param_groups:
+            decayed = group["weight_decay"] > 0
+            assert all((p.ndim >= 2) == decayed for p in group["params"])
+            embedding = any(p is model.tok_embeddings.weight for p in group["params"])
+            assert (group.get("bits") == 32) == embedding
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    train_tokenizer(tmp_path)
+    save_checkpoint(tiny_llama(0, vocab_size=300), tmp_path)
+    for load in (lambda: build(config(tmp_path, "lora")), lambda: load_for_inference(tmp_path, progress=False)):
+        with pytest.raises(ValueError, match="330 pieces, the embedding 300 rows"):
+            load()
+
+
+def test_shape_is_checked_before_weights(base):
+    settings = replace(config(base, "lora"), shape=ShapeSection(name="13B"))
+    with pytest.raises(ValueError, match="is not a 13B"):
+        build(settings)
+
+
+def test_results_carry_their_template(base, tmp_path):
+    settings = config(base, "lora")
+    settings = replace(settings, train=replace(settings.train, output=str(tmp_path)))
+    model = build(settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.normal_()
+    folder = save_result(model, settings, PromptTemplate.named("medalpaca"))
+    loaded = load_for_inference(base, adapter=folder, progress=False)
+    assert loaded.template.name == "medalpaca"
+    ids = torch.tensor([[1, 5, 9]])
+    assert torch.equal(loaded.model(ids), model.eval()(ids))
+    assert choose_template("alpaca_short", folder, base).name == "alpaca_short"
+    assert choose_template(None, None, base).name == "alpaca"
+
+
+def test_data_files(tmp_path):
+    assert data_files(str(tmp_path), ("a.json:10", "b.json", "c:d.json")) == [
+        (tmp_path / "a.json", 10),
+        (tmp_path / "b.json", None),
+        (tmp_path / "c:d.json", None),
+    ]
+
+
+def test_devices_and_dtypes():
+    assert pick_device("cpu") == CPU
+    with pytest.raises(ValueError, match="cannot be used here"):
+        pick_device("warp")
+    assert inference_dtype("auto", LlamaConfig.named("7B"), CPU) == torch.bfloat16
+    assert inference_dtype("auto", LlamaConfig(8, 8, 1, 2, 2, 8), CPU) == torch.float32
+    with pytest.raises(ValueError, match="auto, float32"):
+        inference_dtype("int4", LlamaConfig.named("7B"), CPU)
