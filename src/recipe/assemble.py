@@ -176,7 +176,7 @@ def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Pa
         shutil.copyfile(tokenizer / TOKENIZER_FILE if tokenizer.is_dir() else tokenizer, folder / TOKENIZER_FILE)
     else:
         folder = config.output / "adapter"
-        save_adapter(model, folder, base_model=config.model.base)
+        save_adapter(model, folder, base_model=config.model.base, require_trained=True)
     write_prompt(template, folder)
     return folder
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from int8 import Int8Linear
+from int8.matmul import DECODE_ELEMENTS
 from llama import Llama, LlamaConfig
 from lora import LoraLinear
 from optim8bit import embeddings_in_32bit, planned_state_bytes
@@ -98,8 +99,9 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         optimizer=optimizer_bytes(model, config.optim.name),
         activations=tokens * activation_bytes_per_token(model, config),
         logits=tokens * model.config.vocab_size * logit_bytes,
-        # the largest int8 weight dequantized in the backward pass; autocast's 16-bit copies of all masters
-        scratch=max((m.weight_codes.numel() * width for m in int8), default=0) + mixed * _bytes(trainable) // 2,
+        # a slice of int8 weight decoded in the backward pass; autocast's 16-bit copies of all masters
+        scratch=max((min(m.weight_codes.numel(), DECODE_ELEMENTS) * width for m in int8), default=0)
+        + mixed * _bytes(trainable) // 2,
     )
 
 
