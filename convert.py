@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Change a checkpoint, never in place: the result goes to a new directory, with the tokenizer if there is one.
+
+    python convert.py layout SRC DST --layout meta --dtype bfloat16    Hugging Face's layout <-> Meta's, another dtype
+    python convert.py layout SRC DST --max-shard-size 2GB              the same weights in other pieces
+    python convert.py merge BASE ADAPTER OUT                           base + (α/r) B A: a model that needs no adapter
+
+SRC and BASE may be in any layout; it is found out. See each command's --help.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from llama.checkpoint import convert_checkpoint, load_checkpoint, save_checkpoint
+from lora import load_adapter, merge_lora
+
+TOKENIZER = "tokenizer.model"
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+LayoutName = Literal["hf", "meta"]
+DtypeName = Literal["bfloat16", "float16", "float32", "stored"]
+ShardSize = Annotated[str, tyro.conf.arg(help="size at which hf's weights are cut into several files: 5GB, 500MiB, …")]
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def layout(
+    src: Annotated[Path, tyro.conf.arg(metavar="SRC")],
+    dst: Annotated[Path, tyro.conf.arg(metavar="DST")],
+    /,
+    layout: LayoutName = "hf",
+    dtype: DtypeName = "stored",
+    max_shard_size: ShardSize = "5GB",
+    model_parallel: int = 1,
+) -> None:
+    """Rewrite a checkpoint in another layout or dtype, tensor by tensor: memory for one tensor is enough (layout meta:
+    for one file).
+
+    Args:
+        src: directory of the checkpoint.
+        dst: directory to make.
+        layout: hf (config.json, safetensors) or meta (params.json, consolidated.*.pth).
+        dtype: of the weights written; "stored" keeps each as it is.
+        model_parallel: number of consolidated.*.pth files in layout meta.
+    """
+    require_new(dst)
+    convert_checkpoint(
+        src, dst, layout, parse_size(max_shard_size), dtype=dtype_of(dtype), model_parallel=model_parallel
+    )
+    copy_tokenizer(src, dst)
+
+
+@app.command
+def merge(
+    base: Annotated[Path, tyro.conf.arg(metavar="BASE")],
+    adapter: Annotated[Path, tyro.conf.arg(metavar="ADAPTER")],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
+    /,
+    layout: LayoutName = "hf",
+    dtype: DtypeName = "stored",
+    max_shard_size: ShardSize = "5GB",
+) -> None:
+    """Add an adapter's update to its base and write the sum as a plain checkpoint.
+
+    Args:
+        base: directory of the checkpoint that the adapter was trained on, in 16 or 32 bits.
+        adapter: directory with adapter_config.json.
+        out: directory to make.
+        layout: hf (config.json, safetensors) or meta (params.json, consolidated.*.pth).
+        dtype: in which the sum is rounded and written; "stored" is the base's.
+    """
+    require_new(out)
+    model = load_checkpoint(base, dtype=dtype_of(dtype))
+    merge_lora(load_adapter(model, adapter), unload=True)
+    save_checkpoint(model, out, layout, parse_size(max_shard_size), progress=True)
+    copy_tokenizer(base, out)
+
+
+def require_new(folder: Path) -> None:
+    """Refuse to write where something is."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty directory: name a new one")
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Take the tokenizer along, or say that there was none."""
+    if (source / TOKENIZER).is_file():
+        shutil.copyfile(source / TOKENIZER, destination / TOKENIZER)
+    else:
+        print(f"note: {source} holds no {TOKENIZER}; copy the model's own into {destination}", file=sys.stderr)
+
+
+def dtype_of(name: DtypeName) -> torch.dtype | None:
+    """The dtype of that name; None for "stored"."""
+    return None if name == "stored" else getattr(torch, name)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "5GB" (10⁹ each) or "500 MiB" (2²⁰ each).
+
+    >>> parse_size("5GB"), parse_size("1.5 KiB"), parse_size("42")
+    (5000000000, 1536, 42)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or (unit := match[2].upper()) not in UNITS:
+        raise ValueError(f"size {text!r} must be a number with one of the units KB, MB, GB, KiB, MiB, GiB, or none")
+    return int(float(match[1]) * UNITS[unit])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name."""
+    try:
+        app.cli(args=arguments, description=__doc__)
+    except (ValueError, OSError) as error:
+        sys.exit(f"convert.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

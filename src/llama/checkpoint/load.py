@@ -1,0 +1,76 @@
+"""Build a model from a checkpoint, tensor by tensor.
+
+The model starts on the "meta" device, where parameters have no memory. Each tensor is then read, put into this
+project's layout, cast, moved, and set in its place. A converter (to int8, say) gets each block Linear the moment its
+weight is there and the full-precision one is dropped, so the peak is the finished model plus one tensor.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llama.checkpoint.names import skeleton
+from llama.checkpoint.progress import transfer_progress
+from llama.checkpoint.read import open_checkpoint
+from llama.model import Llama
+
+ConvertLinear = Callable[[nn.Linear], nn.Module]
+
+
+@torch.no_grad()
+def load_checkpoint(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    convert_linear: ConvertLinear | None = None,
+    progress: bool = True,
+) -> Llama:
+    """Load a LLaMA from a directory in any of the formats of `llama.checkpoint.read`.
+
+    Args:
+        path: the directory.
+        dtype: of the weights in memory; None keeps each as it is stored.
+        device: where the weights go.
+        convert_linear: replaces each of a block's seven Linear layers as it arrives, on `device`; not the head.
+        progress: show a bar on a terminal and one closing line anywhere, on stderr.
+
+    Returns:
+        The model in evaluation mode. Its memory is its own: the files may be deleted.
+
+    Raises:
+        ValueError: the checkpoint is damaged, incomplete or not a LLaMA; see `open_checkpoint`. Nothing was allocated.
+    """
+    check_float_dtype(dtype)
+    checkpoint = open_checkpoint(path)
+    model = skeleton(checkpoint.config)
+    total = sum(stored.nbytes for stored in checkpoint.tensors.values())
+    name = checkpoint.folder.resolve().name
+    with transfer_progress(
+        f"loading {name}", f"loaded {checkpoint.folder} ({checkpoint.description})", total, enabled=progress
+    ) as moved:
+        for parameter_name, stored in checkpoint.tensors.items():
+            # copy: what was read may be a view of the file, which must not stay mapped into a model.
+            weight = stored.read().to(device, dtype or stored.dtype, copy=True)
+            place(model, parameter_name, weight, convert_linear)
+            del weight  # a converter has its own copy by now, and the next tensor is about to be read
+            moved(stored.nbytes)
+    model.tie_weights()
+    return model.eval()  # converted modules are new, and new modules are in training mode
+
+
+def place(model: Llama, name: str, weight: Tensor, convert_linear: ConvertLinear | None = None) -> None:
+    """Make a tensor the parameter of that name, and convert its module if it is a block's Linear."""
+    module_name, _, attribute = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    setattr(module, attribute, nn.Parameter(weight.contiguous()))
+    if convert_linear is not None and isinstance(module, nn.Linear) and module_name.startswith("layers."):
+        model.set_submodule(module_name, convert_linear(module))
+
+
+def check_float_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse a dtype that would round weights to whole numbers."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype = {dtype!r} must be a floating-point torch.dtype, such as torch.bfloat16, or None")
