@@ -1,0 +1,35 @@
+"""LLM.int8(): 8-bit matrix products with outlier decomposition (arXiv 2208.07339).
+
+quantize.py  row-wise and column-wise absmax; which columns are outliers
+int_mm.py    int8 × int8 → int32, exactly, by whatever the device offers
+matmul.py    the product itself: the formula, its fast twin, its gradients (start here)
+linear.py    Int8Linear, a frozen linear layer stored as codes
+convert.py   a whole model's linear layers into int8
+"""
+
+from int8.convert import convert_to_int8
+from int8.int_mm import integer_backend, integer_product
+from int8.linear import Int8Linear
+from int8.matmul import (
+    int8_linear_trainable,
+    int8_linear_trainable_reference,
+    int8_matmul,
+    int8_matmul_reference,
+)
+from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
+
+__all__ = [
+    "INT8_MAX",
+    "Int8Linear",
+    "convert_to_int8",
+    "dequantize_rowwise",
+    "int8_linear_trainable",
+    "int8_linear_trainable_reference",
+    "int8_matmul",
+    "int8_matmul_reference",
+    "integer_backend",
+    "integer_product",
+    "outlier_columns",
+    "quantize_columnwise",
+    "quantize_rowwise",
+]

@@ -1,0 +1,121 @@
+"""Int8Linear: a frozen linear layer that holds its weight as int8 codes and multiplies by LLM.int8().
+
+    y = x Ŵᵀ + b,    Ŵ = weight_codes · weight_absmax / 127            (arXiv 2208.07339; see int8/matmul.py)
+
+One byte per weight and four per output feature, so 7B parameters take 7 GB. The codes are plain named buffers: they
+appear in `state_dict`, travel through safetensors, and are nothing special to distributed code.
+
+A frozen weight is a fact, not a preference. Nothing here changes its value: not `.train()` or `.eval()`, and no cast
+either. `.half()`, `.to(torch.bfloat16)` and the like leave all buffers as they are (a rounded absmax would scale a
+whole row of the weight differently); the layer computes in whatever dtype its input has.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from int8.matmul import int8_matmul
+from int8.quantize import dequantize_rowwise, quantize_rowwise
+
+# A weight is quantized this many elements at a time: temporaries stay at a few MB while a checkpoint streams in.
+QUANTIZE_ELEMENTS = 2**20
+
+
+class Int8Linear(nn.Module):
+    """A drop-in for a frozen `nn.Linear`, made by `from_linear`; the constructor gives a zero weight to load into.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether there is one (kept in floating point, and frozen too).
+        threshold: features of the input reaching this are multiplied in floating point; 0 disables that.
+        device: of the buffers; "meta" gives sizes without memory.
+
+    Buffers: weight_codes (N, K) int8, weight_absmax (N,) float32, bias (N,) or None.
+    Shapes: (..., K) -> (..., N), in the input's dtype (under autocast, in autocast's).
+    """
+
+    weight_codes: Tensor
+    weight_absmax: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+        threshold: float = 6.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not threshold >= 0:
+            raise ValueError(f"threshold must be 0 (no decomposition) or positive, got {threshold}: the paper's is 6.0")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.threshold = float(threshold)
+        codes = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        absmax = torch.zeros(out_features, dtype=torch.float32, device=device)
+        self.register_buffer("weight_codes", codes)
+        self.register_buffer("weight_absmax", absmax)
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, threshold: float = 6.0) -> Self:
+        """Quantize the weight of a linear layer, of any float dtype and on any device; the layer itself is left alone.
+
+        Raises:
+            ValueError: its weight isn't finite (no absmax could represent it).
+
+        >>> linear = nn.Linear(3, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[1.0, 0.5, -1.0], [0.25, 2.0, 4.0]])
+        >>> layer = Int8Linear.from_linear(linear)
+        >>> layer.weight_codes.tolist(), layer.weight_absmax.tolist()
+        ([[127, 64, -127], [8, 64, 127]], [1.0, 4.0])
+        """
+        weight = linear.weight.detach()
+        layer = cls(linear.in_features, linear.out_features, threshold=threshold, device=weight.device)
+        if linear.bias is not None:
+            layer.bias = linear.bias.detach().clone()
+        if not weight.is_meta:
+            _quantize_into(weight, layer.weight_codes, layer.weight_absmax)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = int8_matmul(x, self.weight_codes, self.weight_absmax, self.threshold)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Ŵ, the (N, K) weight this layer stands for."""
+        return dequantize_rowwise(self.weight_codes, self.weight_absmax, dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, threshold={self.threshold}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let `.to()` and its relatives move the buffers, never cast them."""
+
+        def move(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def _quantize_into(weight: Tensor, codes: Tensor, absmax: Tensor) -> None:
+    """Row-wise quantization of weight (N, K), a group of rows at a time, written to codes (N, K) and absmax (N,)."""
+    group = max(1, QUANTIZE_ELEMENTS // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], group):
+        rows = slice(start, start + group)
+        codes[rows], absmax[rows] = quantize_rowwise(weight[rows])
+    if not absmax.isfinite().all():
+        bad = (~absmax.isfinite()).nonzero().squeeze(1).tolist()
+        raise ValueError(
+            f"cannot quantize a weight with NaN or infinity, found in {len(bad)} of {weight.shape[0]} output rows "
+            f"(first: {bad[0]}): the checkpoint is damaged, or the model diverged; load another one"
+        )

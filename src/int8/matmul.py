@@ -1,0 +1,294 @@
+"""LLM.int8(): a matrix product in 8 bits that loses next to nothing (arXiv 2208.07339, section 3).
+
+The formula, for activations X (n×d), a weight W (d×k) and a threshold α (6.0):
+
+    outliers   the columns j of X with any |x_ij| ≥ α                       few: at most 7 of some 5,000 up to 13B
+    split      X = [R | O],   W = [W_R ; W_O]                               R the regular columns, O the outliers
+    quantize   R_i8 = round(127·R / c_R),   W_i8 = round(127·W_R / c_W)     c_R: absmax of each row of R,
+                                                                            c_W: absmax of each column of W_R
+    multiply   V_i32 = R_i8 · W_i8                                          summed in int32: no rounding at all
+    scale      V = V_i32 · (c_R ⊗ c_W) / 127²                               ⊗ the outer product
+    add        XW ≈ V + O · W_O                                             eq. 8
+
+So information is lost in two places only, the two calls to round; the sum between them and the scales is exact. With
+x̂ = x + δ, |δ| ≤ c_R/254, and ŵ = w + ε, |ε| ≤ c_W/254, the error of one output is Σ (x ε + δ ŵ), hence at most
+
+    |error_ij| ≤ (c_W)_j / 254 · Σ_regular |x_ik|  +  (c_R)_i / 254 · Σ_regular |ŵ_kj|
+
+which is the whole case for the decomposition: one outlier of 60 in a row whose other entries reach 3 makes c_R, and
+with it the second term, twenty times larger *for every output of that row*.
+
+Two users, two variants:
+
+`int8_matmul`            A frozen weight that exists only as codes (the base under an adapter). The codes were made
+                         before any X was seen, so c_W runs over all of W instead of W_R, and W_O is decoded from its
+                         codes. The bound's first sum then runs over the outlier columns as well.
+`int8_linear_trainable`  A 16-bit weight that is being trained, quantized anew in each forward pass: the formula as
+                         printed.
+
+Gradients. Rounding has derivative zero almost everywhere, so it is passed straight through, as if it were the
+identity: backward is that of Y = X·Ŵ, with Ŵ the weight that the forward pass stands for.
+
+    dX = dY · Ŵᵀ     Ŵ decoded from the codes (frozen), or the 16-bit weight itself (trainable); outliers no exception
+    dW = Xᵀ · dY     trainable only, in 16 bits and from the unquantized X
+
+Mind the second line if it is ever to be done in int8: its sum runs over the n rows, so the scales that can be pulled
+out are one per *column* of X and one per *column* of dY. bitsandbytes (0.50, `MatMul8bitLt.backward`) multiplies the
+codes of a *row-wise* quantized dY, then scales by its column-wise absmax: `test_matmul_gradients.py` shows what comes
+out of that.
+
+Where we differ from the paper: everything after the int32 sum is float32, rounded to the activations' dtype once (the
+paper rounds V and O·W_O to fp16 and adds those). From bitsandbytes: activations keep their dtype (it casts to fp16), an
+outlier column leaves c_R entirely (there, its entries below the threshold still count), a row of zeros is no 0/0.
+
+Letters: M rows (all leading dimensions of X), K = d in-features, N = k out-features, o outlier columns. Weights are
+stored as `torch.nn.Linear` stores them, (N, K), so W_i8 of the formula is `weight_codes.T`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from int8.int_mm import integer_product, without_autocast
+from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
+
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+DECODE_ELEMENTS = 2**22
+"""The backward pass decodes the weight in slices of this many elements (8 MB of bf16): long enough for an efficient
+product, and never the whole weight, which would cost the memory that int8 has saved."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The formulas, line for line
+
+
+def int8_linear_trainable_reference(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
+    """The formula above as printed, from a float weight. Shapes: x (..., K), weight (N, K) -> (..., N) in x's dtype."""
+    X, W = _as_matrix(x).float(), weight.float().T
+    outlier = outlier_columns(X, threshold)
+    regular = _complement(outlier, X.shape[1])
+
+    R, O = X[:, regular], X[:, outlier]  # noqa: E741
+    W_R, W_O = W[regular], W[outlier]
+    R_i8, c_R = quantize_rowwise(R)
+    W_i8, c_W = quantize_columnwise(W_R)
+    V_i32 = (R_i8.double() @ W_i8.double()).to(torch.int32)  # float64 holds every one of these sums exactly
+    V = V_i32 * torch.outer(c_R, c_W) / INT8_MAX**2
+    return (V + O @ W_O).to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def int8_matmul_reference(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
+    """The formula for a weight that exists only as codes. Arguments and result as for `int8_matmul`."""
+    X = _as_matrix(x).float()
+    outlier = outlier_columns(X, threshold)
+    regular = _complement(outlier, X.shape[1])
+
+    R, O = X[:, regular], X[:, outlier]  # noqa: E741
+    W_i8, c_W = weight_codes.T, weight_absmax
+    W_O = W_i8[outlier] * c_W / INT8_MAX
+    R_i8, c_R = quantize_rowwise(R)
+    V_i32 = (R_i8.double() @ W_i8[regular].double()).to(torch.int32)
+    V = V_i32 * torch.outer(c_R, c_W) / INT8_MAX**2
+    return (V + O @ W_O).to(x.dtype).reshape(*x.shape[:-1], weight_codes.shape[0])
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """(..., d) -> (M, d), however many rows, none included."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def _complement(columns: Tensor, size: int) -> Tensor:
+    """The columns of range(size) that are not in `columns`."""
+    keep = torch.ones(size, dtype=torch.bool, device=columns.device)
+    keep[columns] = False
+    return keep.nonzero().squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same, fast and differentiable
+
+
+def int8_matmul(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
+    """x · Ŵᵀ for a frozen weight stored as codes; differentiable in x.
+
+    Args:
+        x: (..., K) float32, bfloat16 or float16. Under autocast it is cast as `nn.Linear` would cast it.
+        weight_codes: (N, K) int8.
+        weight_absmax: (N,) float32: Ŵ = weight_codes · weight_absmax / 127.
+        threshold: columns of x that reach it are multiplied in floating point; 0 disables that.
+
+    Returns:
+        (..., N) in x's dtype. A row of x that holds a NaN or an infinity gives a row without a finite number in it
+        (an infinity may meet a weight of zero, which makes NaN); other rows are not affected.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, the threshold is negative or NaN, or K exceeds 133,144.
+
+    >>> codes, absmax = quantize_rowwise(torch.tensor([[1.0, 0.5, -1.0], [0.25, 2.0, 4.0]]))
+    >>> x = torch.tensor([[1.0, -2.0, 20.0], [0.5, 1.0, 4.0]])  # the last column is an outlier
+    >>> int8_matmul(x, codes, absmax, threshold=6.0)  # exact product: [[-20, 76.25], [-3, 18.125]]
+    tensor([[-20.0000,  76.2225],
+            [ -2.9921,  18.1427]])
+    """
+    (x,) = _autocast(x)
+    _check_activations(x, weight_codes, threshold)
+    if weight_codes.dtype != torch.int8 or weight_absmax.dtype != torch.float32:
+        raise ValueError(
+            f"weight_codes must be int8 and weight_absmax float32, got {weight_codes.dtype} and {weight_absmax.dtype}: "
+            "quantize the weight with quantize_rowwise, and do not cast what it returns"
+        )
+    if weight_absmax.shape != weight_codes.shape[:1]:
+        raise ValueError(
+            f"weight_absmax must hold one scale per row of weight_codes {tuple(weight_codes.shape)}, "
+            f"got shape {tuple(weight_absmax.shape)}"
+        )
+    return _FrozenInt8Matmul.apply(x, weight_codes, weight_absmax, float(threshold))
+
+
+def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
+    """x · Wᵀ in 8 bits for a float weight that is being trained; differentiable in both.
+
+    Args:
+        x: (..., K) float32, bfloat16 or float16.
+        weight: (N, K) in x's dtype. Under autocast both are cast, so that a float32 master weight fits any x.
+        threshold: as for `int8_matmul`.
+
+    Returns:
+        (..., N) in x's dtype.
+
+    Raises:
+        ValueError: as for `int8_matmul`, or the two dtypes differ.
+
+    >>> weight = torch.tensor([[1.0, 0.5, -1.0]], requires_grad=True)
+    >>> y = int8_linear_trainable(torch.tensor([[1.0, -2.0, 20.0]]), weight, threshold=6.0)
+    >>> y.sum().backward()
+    >>> weight.grad  # dW = dYᵀ X, from the X that was given, not from its codes
+    tensor([[ 1., -2., 20.]])
+    """
+    x, weight = _autocast(x, weight)
+    _check_activations(x, weight, threshold)
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight is {weight.dtype} but x is {x.dtype}: cast one of them, or run under torch.autocast")
+    return _TrainableInt8Matmul.apply(x, weight, float(threshold))
+
+
+def _decomposed_product(
+    x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, outlier: Tensor, weight_outlier: Tensor
+) -> Tensor:
+    """V + O·W_O. Shapes: x (M, K), codes (N, K), absmax (N,), outlier (o,), W_O as (N, o) float32 -> (M, N).
+
+    Outlier columns are blanked instead of cut out: a zero code adds nothing to the integer sum, and the weight's codes
+    stay whole.
+    """
+    has_outliers = outlier.numel() > 0
+    x_codes, x_absmax = quantize_rowwise(x.index_fill(1, outlier, 0) if has_outliers else x)
+    product = integer_product(x_codes, weight_codes)  # (M, N) int32
+    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
+    output = torch.mul(product, weight_absmax / INT8_MAX).mul_((x_absmax / INT8_MAX)[:, None])
+    if has_outliers:
+        # In place, hence (by autocast's rules) in float32 even under autocast.
+        output.addmm_(x.index_select(1, outlier).float(), weight_outlier.t())
+    return output.to(x.dtype)
+
+
+class _FrozenInt8Matmul(torch.autograd.Function):
+    """Keeps no activation for the backward pass: dX needs only the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
+        ctx.save_for_backward(weight_codes, weight_absmax)
+        rows = _as_matrix(x)  # (M, K)
+        outlier = outlier_columns(rows, threshold)
+        weight_outlier = dequantize_rowwise(weight_codes.index_select(1, outlier), weight_absmax)  # (N, o)
+        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
+        return output.view(*x.shape[:-1], weight_codes.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        weight_codes, weight_absmax = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = matmul_dequantized(grad, weight_codes, weight_absmax)
+        return grad_x, None, None, None
+
+
+class _TrainableInt8Matmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, threshold: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        rows = _as_matrix(x)  # (M, K)
+        outlier = outlier_columns(rows, threshold)
+        weight_codes, weight_absmax = quantize_rowwise(weight.index_fill(1, outlier, 0) if outlier.numel() else weight)
+        weight_outlier = weight.index_select(1, outlier).float()  # (N, o)
+        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
+        return output.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        dtype = _product_dtype(grad)
+        rows = _as_matrix(grad).to(dtype)  # (M, N)
+        grad_x = grad_weight = None
+        with without_autocast(grad.device):  # backward may be called inside autocast, which would cast once more
+            if ctx.needs_input_grad[0]:
+                grad_x = (rows @ weight.to(dtype)).to(grad.dtype).view_as(x)
+            if ctx.needs_input_grad[1]:
+                grad_weight = (rows.t() @ _as_matrix(x).to(dtype)).to(grad.dtype)
+        return grad_x, grad_weight, None
+
+
+def matmul_dequantized(grad: Tensor, weight_codes: Tensor, weight_absmax: Tensor) -> Tensor:
+    """dX = dY · Ŵ with Ŵ = dequantize_rowwise(codes, absmax, dY's dtype), a slice of columns at a time.
+
+    The slices are independent columns of dX: the result is that of one product, without ever holding the float weight.
+
+    Shapes: grad (..., N), codes (N, K), absmax (N,) -> (..., K) in grad's dtype.
+    """
+    (columns, inner), dtype = weight_codes.shape, _product_dtype(grad)
+    rows = _as_matrix(grad).to(dtype)  # (M, N)
+    grad_x = torch.empty(rows.shape[0], inner, dtype=dtype, device=grad.device)
+    width = max(1, DECODE_ELEMENTS // max(1, columns))
+    # Two buffers, reused by every slice: fresh memory of this size would cost more in page faults than the decoding.
+    decoded = torch.empty(columns, min(width, inner), dtype=torch.float32, device=grad.device)
+    weight = decoded if dtype == torch.float32 else torch.empty_like(decoded, dtype=dtype)
+    scale = (weight_absmax / INT8_MAX)[:, None]
+    for codes, output in zip(weight_codes.split(width, dim=1), grad_x.split(width, dim=1), strict=True):
+        part = slice(0, codes.shape[1])
+        decoded[:, part].copy_(codes).mul_(scale)
+        torch.mm(rows, weight[:, part].copy_(decoded[:, part]), out=output)
+    return grad_x.to(grad.dtype).view(*grad.shape[:-1], inner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dtypes and the boundary
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to multiply in: x's own, except for float16 on CPUs, which emulate it, far slower than float32."""
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What `nn.Linear` does under autocast: cast the operands to its dtype, visibly to autograd."""
+    device_type = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor.to(dtype) if tensor.dtype in ACTIVATION_DTYPES else tensor for tensor in tensors)
+
+
+def _check_activations(x: Tensor, weight: Tensor, threshold: float) -> None:
+    if x.dtype not in ACTIVATION_DTYPES:
+        raise ValueError(f"activations must be float32, bfloat16 or float16, got {x.dtype}: cast them to one of these")
+    if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1] or weight.shape[1] == 0:
+        raise ValueError(
+            f"shapes {tuple(x.shape)} and {tuple(weight.shape)} do not multiply: "
+            "x must be (..., K) and the weight (N, K), with at least one feature K"
+        )
+    if not threshold >= 0:  # NaN fails too
+        raise ValueError(f"threshold must be 0 (no decomposition) or positive, got {threshold}: the paper's is 6.0")

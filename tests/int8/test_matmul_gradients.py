@@ -1,0 +1,234 @@
+"""Gradients of the int8 product: dX of a frozen weight, dX and dW of a trainable one, and what surrounds autograd."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import int8 as oracle
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from int8 import dequantize_rowwise, int8_linear_trainable, int8_matmul, matmul, quantize_rowwise
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(1, 8, 8), (5, 33, 7), (17, 64, 30), (40, 257, 130)]
+
+
+def draw(rows, inner, columns, *, dtype=torch.float32, outliers=3) -> tuple[Tensor, Tensor, Tensor]:
+    """x with some columns twenty times the others, requiring a gradient; a weight; a gradient of the output."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inner, generator=generator)
+    x[:, :outliers] *= 20
+    weight = torch.randn(columns, inner, generator=generator) / inner**0.5
+    grad = torch.randn(rows, columns, generator=generator)
+    return x.to(dtype).requires_grad_(), weight, grad.to(dtype)
+
+
+def unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def product_bound(a: np.ndarray, b: np.ndarray, dtype: torch.dtype, *, operand_roundings: int) -> np.ndarray:
+    """For a product summed in float32 and rounded to dtype, of operands of which some were rounded to dtype before."""
+    mass, u = np.abs(a) @ np.abs(b), unit(dtype)
+    return 1.02 * ((operand_roundings * u + (a.shape[1] + 3) * 2.0**-24) * mass + u * np.abs(a @ b)) + 1e-30
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_frozen_weight_dx_is_dy_times_the_decoded_weight(dtype, shape, threshold, check_bound):
+    x, weight, grad = draw(*shape, dtype=dtype)
+    codes, absmax = quantize_rowwise(weight)
+    int8_matmul(x, codes, absmax, threshold).backward(grad)
+    decoded = codes.double().numpy() * absmax.double().numpy()[:, None] / 127
+    expected = grad.double().numpy() @ decoded
+    assert x.grad is not None and x.grad.dtype == dtype
+    error = np.abs(x.grad.double().numpy() - expected)
+    bound = product_bound(grad.double().numpy(), decoded, dtype, operand_roundings=1)
+    check_bound(f"int8_matmul: dX vs float64 formula, {str(dtype)[6:]}", (error / bound).max(), 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_trainable_weight_gradients_are_the_float_formulas(dtype, shape, threshold, check_bound):
+    x, weight, grad = draw(*shape, dtype=dtype)
+    weight = weight.to(dtype).requires_grad_()
+    int8_linear_trainable(x, weight, threshold).backward(grad)
+    x64, weight64, grad64 = (tensor.detach().double().numpy() for tensor in (x, weight, grad))
+    for name, gradient, a, b in [("dX", x.grad, grad64, weight64), ("dW", weight.grad, grad64.T, x64)]:
+        assert gradient is not None and gradient.dtype == dtype
+        error = np.abs(gradient.double().numpy() - a @ b)
+        bound = product_bound(a, b, dtype, operand_roundings=0)
+        check_bound(f"int8_linear_trainable: {name} vs float64 formula, {str(dtype)[6:]}", (error / bound).max(), 1.0)
+
+
+def test_three_dimensional_and_broadcast_gradients():
+    x, weight, _ = draw(12, 40, 10)
+    codes, absmax = quantize_rowwise(weight)
+    int8_matmul(x, codes, absmax, 6.0).sum().backward()  # dY is an expanded scalar
+    flat, x.grad = x.grad, None
+    int8_matmul(x.reshape(3, 4, 40).transpose(0, 1), codes, absmax, 6.0).sum().backward()
+    torch.testing.assert_close(x.grad, flat, rtol=0, atol=0)
+    expected = torch.ones(12, 10) @ dequantize_rowwise(codes, absmax)
+    torch.testing.assert_close(flat, expected, rtol=0, atol=14 * 2**-24 * expected.abs().max().item() * 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoding_in_slices_changes_nothing(dtype, monkeypatch):
+    """dX's columns come from slices of the weight's; 7 columns each leave a partial last one."""
+    _x, weight, grad = draw(6, 40, 10, dtype=dtype)
+    codes, absmax = quantize_rowwise(weight)
+    whole = matmul.matmul_dequantized(grad, codes, absmax)
+    monkeypatch.setattr(matmul, "DECODE_ELEMENTS", 70)
+    sliced = matmul.matmul_dequantized(grad, codes, absmax)
+    assert sliced.shape == (6, 40)
+    bound = 2 * product_bound(
+        grad.double().numpy(), dequantize_rowwise(codes, absmax).double().numpy(), dtype, operand_roundings=0
+    )
+    assert (np.abs(sliced.double().numpy() - whole.double().numpy()) <= bound).all()
+
+
+def test_straight_through_is_the_true_derivative_where_nothing_is_rounded(check_bound):
+    """With every column an outlier the frozen product is linear in x, so a finite difference of any size is exact."""
+    x, weight, grad = draw(6, 40, 10)
+    quantized = quantize_rowwise(weight)
+    direction = torch.randn(6, 40, generator=torch.Generator().manual_seed(9))
+    before, after = (int8_matmul(point, *quantized, 1e-30) for point in (x, x + direction))
+    before.backward(grad)
+    difference = ((after - before).double() * grad.double()).sum().item()
+    derivative = (x.grad.double() * direction.double()).sum().item()
+    # Outputs of size ~60 carry float32 errors of ~43 roundings each; the sum weighs 60 of them by |dY|.
+    bound = 43 * 2**-24 * ((before.abs() + after.abs()) * grad.abs()).sum().item()
+    check_bound("int8_matmul: dX vs finite difference", abs(difference - derivative), bound)
+
+
+def test_gradients_agree_with_a_linear_over_the_decoded_weight():
+    x, weight, grad = draw(9, 64, 16, dtype=torch.bfloat16)
+    codes, absmax = quantize_rowwise(weight)
+    int8_matmul(x, codes, absmax, 6.0).backward(grad)
+    int8_grad, x.grad = x.grad, None
+    F.linear(x, dequantize_rowwise(codes, absmax, torch.bfloat16)).backward(grad)
+    torch.testing.assert_close(int8_grad, x.grad, rtol=2**-7, atol=2**-9)
+
+
+def test_int8_weight_gradient_needs_scales_per_column():
+    """Were dW = dYᵀX done in int8, its sum over rows would need dY and X quantized column-wise.
+
+    bitsandbytes takes the codes of a row-wise quantized dY and scales by the absmax of its columns. Where rows of dY
+    differ in size, as those of tokens do, the result has little to do with dW.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 32, generator=generator).double().numpy()
+    sizes = torch.logspace(-2, 0, 64)[:, None]
+    dy = (torch.randn(64, 16, generator=generator) * sizes).double().numpy()
+    exact = dy.T @ x
+    x_codes_t, c_x = oracle.quantize_rows(x.T)
+    dy_codes_t, c_dy = oracle.quantize_rows(dy.T)
+    dy_row_codes, _ = oracle.quantize_rows(dy)
+    scales = np.outer(c_dy, c_x) / 127**2
+
+    def relative_error(gradient: np.ndarray) -> float:
+        return float(np.linalg.norm(gradient - exact) / np.linalg.norm(exact))
+
+    assert relative_error(dy_codes_t @ x_codes_t.T * scales) < 0.02
+    assert relative_error(dy_row_codes.T @ x_codes_t.T * scales) > 0.5
+
+
+def test_nothing_of_x_is_kept_for_a_frozen_weight():
+    x, weight, _ = draw(50, 64, 8)
+    codes, absmax = quantize_rowwise(weight)
+    saved: list[Tensor] = []
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        int8_matmul(x, codes, absmax, 6.0)
+    assert {tensor.data_ptr() for tensor in saved} == {codes.data_ptr(), absmax.data_ptr()}
+
+    hidden = x * 1
+    reference = weakref.ref(hidden)
+    output = int8_matmul(hidden, codes, absmax, 6.0)
+    del hidden
+    assert output.requires_grad and reference() is None
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, weight, grad = draw(4, 16, 6)
+    quantized = quantize_rowwise(weight)
+    assert not int8_matmul(x.detach(), *quantized, 6.0).requires_grad
+    with torch.no_grad():
+        assert not int8_matmul(x, *quantized, 6.0).requires_grad
+    weight.requires_grad_()
+    int8_linear_trainable(x.detach(), weight, 6.0).backward(grad)
+    assert weight.grad is not None and x.grad is None
+    weight = weight.detach()
+    int8_linear_trainable(x, weight, 6.0).backward(grad)
+    assert weight.grad is None and x.grad is not None
+
+
+def test_no_rows_no_gradient():
+    _, weight, _ = draw(4, 16, 6)
+    x, weight = torch.empty(0, 16, requires_grad=True), weight.requires_grad_()
+    int8_matmul(x, *quantize_rowwise(weight.detach()), 6.0).sum().backward()
+    assert x.grad is not None and x.grad.shape == (0, 16)
+    int8_linear_trainable(x, weight, 6.0).sum().backward()
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def test_a_non_finite_gradient_stays_visible():
+    x, weight, grad = draw(4, 16, 6)
+    grad[2, 3] = float("nan")
+    int8_matmul(x, *quantize_rowwise(weight), 6.0).backward(grad)
+    assert x.grad.isfinite().all(dim=1).tolist() == [True, True, False, True]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    x, weight, grad = draw(6, 40, 10)
+    quantized = quantize_rowwise(weight)
+    int8_matmul(x, *quantized, 6.0).backward(grad)
+    plain, x.grad = x.grad, None
+    checkpoint(lambda hidden: int8_matmul(hidden, *quantized, 6.0), x, use_reentrant=False).backward(grad)
+    assert torch.equal(x.grad, plain)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
+def test_autocast_gradients_reach_float32_leaves(inside):
+    """x and a float32 master weight are cast for the product; their gradients come back in float32."""
+    x, weight, _ = draw(6, 40, 10)
+    master = weight.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = int8_matmul(x, *quantize_rowwise(weight), 6.0) + int8_linear_trainable(x, master, 6.0)
+        if inside:
+            output.sum().backward()
+    if not inside:
+        output.sum().backward()
+    assert x.grad.dtype == master.grad.dtype == torch.float32
+    expected = torch.ones(6, 10) @ (dequantize_rowwise(*quantize_rowwise(weight)) + weight)
+    # bf16 operands, two bf16 results and their bf16 sum.
+    torch.testing.assert_close(x.grad, expected, rtol=0, atol=5 * 2**-8 * expected.abs().max().item())
+    torch.testing.assert_close(master.grad, torch.ones(10, 6) @ x.detach(), rtol=2**-6, atol=2**-6 * 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_inside_autocast_is_not_cast_again(dtype):
+    x, weight, grad = draw(6, 40, 10, dtype=dtype)
+    quantized, weight = quantize_rowwise(weight), weight.to(dtype).requires_grad_()
+    gradients = []
+    for enabled in (False, True):
+        frozen, trainable = int8_matmul(x, *quantized, 6.0), int8_linear_trainable(x, weight, 6.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            gradients.append(
+                [*torch.autograd.grad(frozen, x, grad), *torch.autograd.grad(trainable, (x, weight), grad)]
+            )
+    for outside, inside in zip(*gradients, strict=True):
+        assert torch.equal(outside, inside)
+
+
+def test_second_derivatives_are_refused():
+    x, weight, _ = draw(4, 16, 6)
+    output = int8_matmul(x, *quantize_rowwise(weight), 6.0)
+    (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
