@@ -1,0 +1,263 @@
+"""Adam8bit and AdamW8bit: `torch.optim.Adam` and `AdamW` with a quarter of the state.
+
+Two moments of a parameter take 2 bytes and 2·4/256 for the scales instead of 8. The step is `optim8bit.step`. Where
+8 bits are not worth their error the moments are float32, and the step is torch's own formula:
+- tensors under `min_8bit_size` elements (norms, biases): nothing to gain;
+- groups with `"bits": 32`. Made for embeddings, whose gradients are unevenly scaled. The paper adds a LayerNorm to them
+  ("stable embedding"), which a pretrained LLaMA can't take: `embeddings_in_32bit(model)` makes the groups instead.
+
+Adapters of a small model can all be under `min_8bit_size`: ask `state_bytes()` whether 8-bit state is really in use.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from optim8bit.blockwise import n_blocks
+from optim8bit.step import Hyperparameters, Moments8bit, adam_update_, compiled_stages, plain_stages, step_8bit_
+
+MIN_8BIT_SIZE = 4096
+# Compiling takes 10 to 20 s on a CPU and saves about 4 ns an element and step on one core. From 16M elements on that is
+# 60 ms a step, repaid after 300 steps; the adapters and models below it are not worth the wait.
+COMPILE_FROM = 2**24
+
+# Names in `state` and in the state dict; those of float32 moments are torch's.
+_CODES = ("exp_avg_codes", "exp_avg_absmax", "exp_avg_sq_codes", "exp_avg_sq_absmax")
+_FLOATS = ("exp_avg", "exp_avg_sq")
+
+
+class StateBytes(NamedTuple):
+    """Bytes of the moments by kind; the scales count as 8-bit state."""
+
+    in_8bit: int
+    in_32bit: int
+
+
+def planned_state_bytes(
+    numel: int, *, bits: int = 8, block_size: int = 256, min_8bit_size: int = MIN_8BIT_SIZE
+) -> StateBytes:
+    """Bytes that the moments of a parameter of `numel` elements will take.
+
+    >>> planned_state_bytes(4096 * 4096), planned_state_bytes(4095)
+    (StateBytes(in_8bit=34078720, in_32bit=0), StateBytes(in_8bit=0, in_32bit=32760))
+    """
+    if bits == 8 and numel >= min_8bit_size:
+        return StateBytes(2 * (numel + 4 * n_blocks(numel, block_size)), 0)
+    return StateBytes(0, 2 * 4 * numel)
+
+
+def embeddings_in_32bit(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups for an 8-bit optimizer: the trainable parameters, those of nn.Embedding with float32 moments.
+
+    >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
+    >>> [(len(group["params"]), group.get("bits")) for group in embeddings_in_32bit(model)]
+    [(2, None), (1, 32)]
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if id(p) not in embeddings]},
+        {"params": [p for p in trainable if id(p) in embeddings], "bits": 32},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Adam8bit(torch.optim.Optimizer):
+    """Adam with 8-bit moments; weight decay, as in `torch.optim.Adam`, is λp added to the gradient.
+
+    Args:
+        params: parameters or groups. A group may override every option, and `bits` (8, or 32: float32).
+        lr: η, a number or a tensor of one element.
+        block_size: B, how many neighbours share a scale. 256; the paper has 2048.
+        min_8bit_size: a tensor with fewer elements has float32 moments.
+        compiled: whether the step goes through torch.compile. None: yes from 16M elements of 8-bit state on. Either way
+            the moments are the same bit for bit (on a CPU; parameters to their last place, as the square root comes
+            from another library); without a C++ compiler the plain step runs, with one warning.
+
+    Raises:
+        ValueError: an option out of range; a complex parameter; in `step`, a sparse gradient; in `load_state_dict`,
+            state that doesn't fit its parameter.
+
+    >>> weight = nn.Parameter(torch.zeros(64, 64))
+    >>> optimizer = Adam8bit([weight], lr=0.1)
+    >>> weight.grad = torch.full((64, 64), 3.0)
+    >>> optimizer.step()
+    >>> round(weight[0, 0].item(), 6), optimizer.state_bytes()  # the first step is η·sign(g)
+    (-0.1, StateBytes(in_8bit=8320, in_32bit=0))
+    """
+
+    compiled: bool | None = None  # not an option of a group: a state dict must not decide how another machine computes
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        block_size: int = 256,
+        min_8bit_size: int = MIN_8BIT_SIZE,
+        *,
+        decoupled_weight_decay: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        self.compiled = compiled
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "block_size": block_size,
+            "min_8bit_size": min_8bit_size,
+            "bits": 8,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, and checks the group's options."""
+        super().add_param_group(param_group)
+        try:
+            _check_options(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; with a closure, evaluate it first and return its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        compiled = self.compiled
+        if compiled is None:
+            compiled = sum(p.numel() for group in self.param_groups for p in _in_8bit(group)) >= COMPILE_FROM
+        for group in self.param_groups:
+            hyperparameters: dict[tuple[int, torch.device], Hyperparameters] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"a gradient is {p.grad.layout}: 8-bit Adam takes dense ones (Embedding sparse=False)"
+                    )
+                state = self.state[p] or self._fresh_state(p, group)
+                state["step"] += 1
+                key = (state["step"], p.device)
+                if key not in hyperparameters:
+                    hyperparameters[key] = _hyperparameters(group, *key)
+                self._update(p, state, hyperparameters[key], group, compiled)
+        return loss
+
+    def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = self.state[p]
+        state["step"] = 0
+        if group["bits"] == 8 and p.numel() >= group["min_8bit_size"]:
+            state.update(zip(_CODES, Moments8bit.zeros_like(p, group["block_size"]), strict=True))
+        else:
+            state.update((name, torch.zeros(p.shape, dtype=torch.float32, device=p.device)) for name in _FLOATS)
+        return state
+
+    def _update(
+        self, p: Tensor, state: dict[str, Any], h: Hyperparameters, group: dict[str, Any], compiled: bool
+    ) -> None:
+        decoupled = group["decoupled_weight_decay"]
+        if _CODES[0] not in state:
+            adam_update_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], h, decoupled)  # type: ignore[arg-type]
+            return
+        moments = Moments8bit(*(state[name] for name in _CODES))
+        stages = compiled_stages(p.device) if compiled else plain_stages(p.device)
+        weight = p.contiguous()
+        step_8bit_(weight, p.grad, moments, h, decoupled, group["block_size"], stages)  # type: ignore[arg-type]
+        if weight is not p:  # p's strides are not those of its flat order
+            p.copy_(weight)
+
+    def state_bytes(self) -> StateBytes:
+        """Bytes that the moments take now; a parameter that has not been stepped yet has none."""
+        sizes = [0, 0]
+        for state in self.state.values():
+            for kind, names in enumerate((_CODES, _FLOATS)):
+                sizes[kind] += sum(state[name].nbytes for name in names if name in state)
+        return StateBytes(*sizes)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, except that the state keeps its dtypes: torch would cast codes and scales to the parameter's."""
+        own = [p for group in self.param_groups for p in group["params"]]
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        super().load_state_dict({**state_dict, "state": {}})  # options, hooks, and whether the groups match
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        for p, index, group in zip(own, saved, groups, strict=True):
+            if index in state_dict["state"]:
+                self.state[p] = _restored(state_dict["state"][index], p, group["block_size"], index)
+
+
+class AdamW8bit(Adam8bit):
+    """Adam8bit with decoupled weight decay: p ← (1 − ηλ) p before the step, as in `torch.optim.AdamW`."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        block_size: int = 256,
+        min_8bit_size: int = MIN_8BIT_SIZE,
+        *,
+        compiled: bool | None = None,
+    ) -> None:
+        options = (lr, betas, eps, weight_decay, block_size, min_8bit_size)
+        super().__init__(params, *options, decoupled_weight_decay=True, compiled=compiled)
+
+
+def _in_8bit(group: dict[str, Any]) -> Iterable[Tensor]:
+    return (p for p in group["params"] if group["bits"] == 8 and p.numel() >= group["min_8bit_size"])
+
+
+def _hyperparameters(group: dict[str, Any], step: int, device: torch.device) -> Hyperparameters:
+    options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
+    return Hyperparameters.at_step(step, lr=float(group["lr"]), device=device, **options)
+
+
+def _restored(saved: dict[str, Any], p: Tensor, block_size: int, index: int) -> dict[str, Any]:
+    """A parameter's saved state, copied to its device; an error where it can't be that parameter's."""
+    scales = (n_blocks(p.numel(), block_size),)
+    expected = {
+        "8-bit": dict(zip(_CODES, 2 * [(torch.uint8, tuple(p.shape)), (torch.float32, scales)], strict=True)),
+        "float32": dict.fromkeys(_FLOATS, (torch.float32, tuple(p.shape))),
+    }
+    found = {name: (value.dtype, tuple(value.shape)) for name, value in saved.items() if isinstance(value, Tensor)}
+    if found not in expected.values() or not isinstance(saved.get("step"), int):
+        raise ValueError(
+            f"the saved state of parameter {index} is {found}: it doesn't fit shape {tuple(p.shape)} in blocks of "
+            f"{block_size}. Load a state dict that an 8-bit Adam saved for this model"
+        )
+    return {
+        name: value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in saved.items()
+    }
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr has shape {tuple(lr.shape)}: pass a number or a tensor of one element")
+    for name, value in (("lr", float(lr)), ("eps", eps), ("weight_decay", weight_decay)):
+        if not value >= 0:  # NaN fails too
+            raise ValueError(f"{name} is {value}: it must be at least 0")
+    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas are {group['betas']}: pass two numbers in [0, 1), for example (0.9, 0.999)")
+    if group["block_size"] < 1:
+        raise ValueError(f"block_size is {group['block_size']}: it must be at least 1 (256 is the usual size)")
+    if group["bits"] not in (8, 32):
+        raise ValueError(f"bits is {group['bits']}: moments are stored in 8 bits, or in 32 (float32)")
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise ValueError(f"a parameter is {p.dtype}: 8-bit Adam takes real floating ones (torch.view_as_real)")
