@@ -26,7 +26,7 @@ def read_config(path: Path, default: RunConfig | None = None) -> RunConfig:
         raise ValueError(f"{path}: no such config file; the published recipes are in configs/") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
-    return _override(default or RunConfig(), tables, where=f"{path}: ")
+    return _override(default or RunConfig(), tables, path, prefix="")
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -40,7 +40,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _override(default: Any, values: dict[str, Any], where: str) -> Any:
+def _override(default: Any, values: dict[str, Any], path: Path, prefix: str) -> Any:
     """A copy of the dataclass `default` with `values` in place, nested tables included."""
     types = typing.get_type_hints(type(default))
     changes = {}
@@ -48,14 +48,14 @@ def _override(default: Any, values: dict[str, Any], where: str) -> Any:
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(types)}"
-            raise ValueError(f"{where}unknown key {key!r}: {hint}")
+            raise ValueError(f"{path}: unknown key {prefix + key!r}: {hint}")
         current = getattr(default, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise ValueError(f"{where}{key} is a table: write [{key}]")
-            changes[key] = _override(current, value, f"{where}{key}.")
+                raise ValueError(f"{path}: {key} is a table: write [{key}]")
+            changes[key] = _override(current, value, path, prefix=f"{key}.")
         else:
-            changes[key] = _checked(value, types[key], f"{where}{key}")
+            changes[key] = _checked(value, types[key], f"{path}: {prefix}{key}")
     return dataclasses.replace(default, **changes)
 
 

@@ -34,7 +34,7 @@ def test_a_file_is_a_partial_override(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[optim]\nlearning = 1.0", r"run\.toml: optim\.unknown key 'learning'|unknown key 'learning'"),
+        ("[optim]\nlearning = 1.0", r"run\.toml: unknown key 'optim\.learning'"),
         ("[optim]\nwarmup_step = 3", "did you mean 'warmup_steps'"),
         ("[optm]\nlr = 1.0", "did you mean 'optim'"),
         ("lr = 1.0", "unknown key 'lr'"),
