@@ -5,7 +5,7 @@ its backward pass are counted from its code, per token, with w bytes per element
 
     frozen base     2·(4C + 4)  +  w·(2C + 2·G·D)  +  4H  +  3·w·F
                     RMSNorm: float32 input and 1/RMS; attention: q, k, v, output, log-sum-exp; SwiGLU: gate, SiLU, up
-    trained base    + 4·w·C + w·F       the inputs of every product and of both gains
+    trained base    + 4·w·C + w·F       the inputs of every product and of both gains (bf16-mixed: 2·4·C + 5·w·C + w·F)
     an adapter      + w·(r + in), inputs shared where there is no dropout; with it + w·in for the mask
 
 Letters: C model width, H heads, G key/value heads, D head size, F hidden size, V vocabulary, r rank.
@@ -87,10 +87,9 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
     trainable = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
-    width = torch.finfo(storage_dtype(config)).bits // 8
+    width = product_width(config)
     tokens = config.train.micro_batch_size * min(config.data.max_length, model.config.max_seq_len)
     logit_bytes = 2 * FLOAT32 + (width if width < FLOAT32 else 0)  # logits and their gradient, and a 16-bit copy
-    mixed = config.train.precision == "bf16-mixed"
     return MemoryPlan(
         int8_weights=sum(m.weight_codes.numel() + FLOAT32 * m.weight_absmax.numel() for m in int8),
         frozen_weights=_bytes(frozen),
@@ -101,7 +100,7 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         logits=tokens * model.config.vocab_size * logit_bytes,
         # a slice of int8 weight decoded in the backward pass; autocast's 16-bit copies of all masters
         scratch=max((min(m.weight_codes.numel(), DECODE_ELEMENTS) * width for m in int8), default=0)
-        + mixed * _bytes(trainable) // 2,
+        + (config.train.precision == "bf16-mixed") * _bytes(trainable) // 2,
     )
 
 
@@ -109,12 +108,17 @@ def activation_bytes_per_token(model: Llama, config: RunConfig) -> int:
     """Bytes kept per token between forward and backward pass, over all blocks (formula above)."""
     shape = model.config
     stream = torch.finfo(storage_dtype(config)).bits // 8
-    width = 2 if config.train.precision == "bf16-mixed" else stream  # of what products read and write
+    width = product_width(config)
     kept = block_activation_bytes(shape, width=width, stream=stream, trainable=config.train.method == "full")
     kept += width * sum(adapter_activations(model.layers[0]).values())
     if config.train.gradient_checkpointing:
         return shape.n_layers * stream * shape.dim + kept
     return shape.n_layers * kept
+
+
+def product_width(config: RunConfig) -> int:
+    """Bytes per element of what matrix products read and write."""
+    return FLOAT32 if config.train.precision == "float32" else 2
 
 
 def adapter_activations(block: nn.Module) -> dict[str, int]:
@@ -152,7 +156,9 @@ def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, train
     swiglu = 3 * width * hidden
     if not trainable:
         return norms + attention + swiglu
-    return norms + attention + swiglu + 2 * (stream + width) * dim + width * hidden
+    # q, k, v share their input and gate, up theirs; autocast casts it anew for each of the five
+    inputs = 2 if stream == width else 5
+    return norms + attention + swiglu + (2 * stream + inputs * width) * dim + width * hidden
 
 
 def optimizer_bytes(model: nn.Module, name: str) -> int:

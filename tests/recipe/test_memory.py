@@ -19,7 +19,7 @@ def config(method: str, precision: str, **train) -> RunConfig:
     return RunConfig(lora=lora, train=TrainSection(method=method, precision=precision, **train))
 
 
-def saved_bytes(model: Llama) -> int:
+def saved_bytes(model: Llama, *, mixed: bool) -> int:
     """Bytes of the distinct storages that one block keeps for its backward pass, weights and rotations not counted."""
     rotation = rotary_table(torch.arange(45), SHAPE.head_dim, SHAPE.rope_theta)
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *rotation]}
@@ -32,21 +32,29 @@ def saved_bytes(model: Llama) -> int:
             kept[storage.data_ptr()] = tensor  # holding it keeps its address from being used again
         return tensor
 
-    hidden = torch.randn(2, 45, 64, dtype=next(model.parameters()).dtype, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hidden = torch.randn(2, 45, 64, dtype=model.norm.weight.dtype, requires_grad=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.layers[0](hidden, rotation)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")])
-@pytest.mark.parametrize(("method", "dropout"), [("full", 0.0), ("lora", 0.0), ("lora", 0.1)])
-def test_activations_are_what_autograd_keeps(check_bound, precision, method, dropout, targets):
+FEW, MANY = ("q_proj", "v_proj"), ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RUNS = [("full", precision, 0.0, FEW) for precision in ("float32", "bf16", "bf16-mixed")] + [
+    ("lora", precision, dropout, targets)
+    for precision in ("float32", "bf16")
+    for dropout in (0.0, 0.1)
+    for targets in (FEW, MANY)
+]
+
+
+@pytest.mark.parametrize(("method", "precision", "dropout", "targets"), RUNS)
+def test_activations_are_what_autograd_keeps(check_bound, method, precision, dropout, targets):
     run = config(method, precision, dropout=dropout, targets=targets)
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = prepare_for_training(Llama(SHAPE).init_weights().to(dtype), run)
     predicted = TOKENS * activation_bytes_per_token(model, run)
-    measured = saved_bytes(model)
+    measured = saved_bytes(model, mixed=precision == "bf16-mixed")
     check_bound(f"memory: activations, {method}, {precision}, dropout {dropout}", abs(predicted / measured - 1), 0.0)
 
 
