@@ -1,0 +1,250 @@
+"""Ask the model: one question, a file of questions, or a chat.
+
+load (recipe) ─▶ question ─template─▶ prompt ─tokenizer─▶ ids ─llama.decoding─▶ ids ─tokenizer─▶ answer
+
+Answers go to standard output, everything else to standard error.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+from rich.text import Text
+
+from data.miniature import demo_questions
+from data.records import LINE_SUFFIXES, Record, read_rows, read_text, text_field
+from llama.decoding import beam_search, generate, generate_batch, stream_text
+from lora import adapters_disabled
+from recipe import Inference, load_for_inference
+
+NOTES = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ask a LLaMA: one question, a file of questions, or a chat.
+
+    - python generate.py "What is asthma?"
+    - python generate.py --adapter runs/demo/adapter --int8                      (a chat)
+    - python generate.py --prompts questions.txt --out answers.jsonl
+    - cat questions.txt | python generate.py
+    - python generate.py "What is asthma?" --adapter runs/demo/adapter --side-by-side
+    - python generate.py --base llama-7b --int8 --adapter runs/medalpaca-lora-8bit-7b/adapter
+
+    Each question is answered without memory of those before it: the models are tuned on single turns.
+    """
+
+    question: tyro.conf.Positional[str | None] = None
+    """The question, or instruction. Without one: a chat, or with --side-by-side the three questions of the demo."""
+    prompt: str | None = None
+    """The same as a flag."""
+    input: str = ""
+    """Further context for the question, where the template has a place for it."""
+    prompts: Path | None = None
+    """File of questions: one per line; or rows {"instruction": ..., "input": ...} in a .jsonl or .json."""
+    out: Path | None = None
+    """With --prompts: where the answers go, as JSONL; by default standard output."""
+    batch_size: int = 8
+    """With --prompts: questions answered at once. The answers do not depend on it."""
+    base: Path | None = None
+    """Checkpoint directory, Meta's or Hugging Face's layout; by default the bundled miniature."""
+    adapter: Path | None = None
+    """LoRA adapter (peft's format) trained on that base."""
+    int8: bool = False
+    """Hold the base in 8 bits: LLM.int8()."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and activations; auto is bfloat16 on a GPU and for large models, else float32."""
+    device: str = "auto"
+    """auto takes a CUDA GPU if there is one."""
+    template: str | None = None
+    """Name (alpaca, medalpaca, ...) or JSON file; by default the one saved with the adapter or base, else alpaca."""
+    side_by_side: bool = False
+    """Answer with the base and with the adapter, next to each other."""
+    temperature: float = 0.0
+    """0 is greedy: always the most probable token. MedAlpaca asks at 0.4."""
+    top_k: int | None = None
+    """Draw from the k most probable tokens only (needs a temperature)."""
+    top_p: float | None = None
+    """Draw from the fewest tokens whose probabilities reach p (needs a temperature)."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occurred before become less likely."""
+    beams: int = 1
+    """Above 1, search for the most probable whole answer (excludes the four flags above)."""
+    max_new_tokens: int = 256
+    """Length of an answer at most; less where the model's window ends before."""
+    stop: tuple[str, ...] = ("### Instruction:",)
+    """Texts that end an answer, as EOS does. A model not tuned to stop goes on to invent the next question."""
+    seed: int = 0
+    """Of the draws: same seed, same answer. The n-th question of a file, from 0, takes seed + n."""
+
+    def __post_init__(self) -> None:
+        given = (self.question, self.prompt, self.prompts)
+        refused = {
+            "give only one of a question, --prompt and --prompts": given.count(None) < 2,
+            "--side-by-side compares the base with an adapter: give --adapter": self.side_by_side and not self.adapter,
+            "--out is for a file of questions: give --prompts": self.out and not self.prompts,
+            "--top-k and --top-p need a draw: give --temperature": not self.temperature and (self.top_k or self.top_p),
+            "--beams does not draw: drop --temperature": self.beams > 1 and self.temperature > 0,
+            "--beams ranks by probability: drop --repetition-penalty": self.beams > 1 and self.repetition_penalty != 1,
+            "--beams and --batch-size must be at least 1": self.beams < 1 or self.batch_size < 1,
+        }
+        for reason in (reason for reason, applies in refused.items() if applies):
+            raise ValueError(reason)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, load the model, answer."""
+    try:
+        run(tyro.cli(Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(options: Options) -> None:
+    """Load the model and answer what was asked, in the way it was asked."""
+    questions = read_questions(options.prompts) if options.prompts else []  # a bad file shows before the long load
+    inference = load_for_inference(
+        options.base,
+        adapter=options.adapter,
+        int8=options.int8,
+        dtype=options.dtype,
+        template=options.template,
+        device=options.device,
+    )
+    NOTES.print(inference.description, style="dim")
+    asked = options.prompt if options.question is None else options.question
+    if options.prompts:
+        with options.out.open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
+            answer_file(inference, options, questions, out)
+    elif asked is None and not options.side_by_side and sys.stdin.isatty():
+        chat(inference, options)
+    else:
+        texts = [asked] if asked is not None else demo_questions() if options.side_by_side else sys.stdin
+        for text in filter(str.strip, texts):
+            show(inference, options, Record(text.strip(), options.input, ""))
+
+
+def show(inference: Inference, options: Options, question: Record) -> None:
+    """Print the answer as it comes; side by side, both answers when they are complete."""
+    if not options.side_by_side:
+        for text in answer(inference, options, question):
+            print(text, end="", flush=True)
+        return print(flush=True)
+    with adapters_disabled(inference.model):
+        before = "".join(answer(inference, options, question))
+    after = "".join(answer(inference, options, question))
+    columns = (Column(name, ratio=1) for name in ("base", "with adapter"))
+    table = Table(*columns, title=Text(question.instruction, style="bold"), title_justify="left", expand=True)
+    table.add_row(Text(before.strip()), Text(after.strip()))  # Text: an answer may look like rich's markup
+    Console().print(table)
+
+
+def chat(inference: Inference, options: Options) -> None:
+    """Answer what is typed until the end of the input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its history and editing keys
+    NOTES.print("One question per line. Ctrl-C interrupts an answer, Ctrl-D ends the chat.")
+    while True:
+        try:
+            if text := input("> ").strip():
+                show(inference, options, Record(text, options.input, ""))
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            return print()
+        except ValueError as error:
+            NOTES.print(f"error: {error}")
+
+
+def answer(inference: Inference, options: Options, question: Record) -> Iterator[str]:
+    """Yield the answer's text as it comes; a beam search has it all at once."""
+    model, tokenizer = inference.model, inference.tokenizer
+    prompt_ids = encode_prompt(inference, question)
+    limit, stop_ids = token_limit(inference, options, prompt_ids), {tokenizer.eos_id}
+    if options.beams > 1:
+        found = beam_search(model, prompt_ids, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
+        ids: Iterator[int] = iter(found[0].ids)
+    else:
+        rng = torch.Generator().manual_seed(options.seed + question.row)
+        ids = generate(model, prompt_ids, max_new_tokens=limit, stop_ids=stop_ids, generator=rng, **sampling(options))
+    yield from stream_text(tokenizer, ids, options.stop, continues=True)
+
+
+def answer_batch(inference: Inference, options: Options, questions: list[Record]) -> list[str]:
+    """The answers to several questions at once, each as if it were asked alone."""
+    if options.beams > 1:
+        return ["".join(answer(inference, options, question)).strip() for question in questions]
+    prompts = [encode_prompt(inference, question) for question in questions]
+    batch = generate_batch(
+        inference.model,
+        prompts,
+        max_new_tokens=[token_limit(inference, options, prompt) for prompt in prompts],
+        stop_ids={inference.tokenizer.eos_id},
+        generators=[torch.Generator().manual_seed(options.seed + question.row) for question in questions],
+        **sampling(options),
+    )
+    return ["".join(stream_text(inference.tokenizer, ids, options.stop, continues=True)).strip() for ids in batch]
+
+
+def answer_file(inference: Inference, options: Options, questions: list[Record], out: TextIO) -> None:
+    """Write a JSON line per question, in the file's order, as each batch is done."""
+    starts = range(0, len(questions), options.batch_size)
+    for start in track(starts, "answering", console=NOTES, disable=not NOTES.is_terminal):
+        batch = questions[start : start + options.batch_size]
+        columns = {"output": answer_batch(inference, options, batch)}
+        if options.side_by_side:
+            with adapters_disabled(inference.model):
+                columns["base_output"] = answer_batch(inference, options, batch)
+        for question, *texts in zip(batch, *columns.values(), strict=True):
+            answers = dict(zip(columns, texts, strict=True))
+            row = {"instruction": question.instruction, "input": question.input, **answers}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        out.flush()
+
+
+def encode_prompt(inference: Inference, question: Record) -> list[int]:
+    """The prompt's ids, with BOS.
+
+    A space at its end is left to the answer: in training it belonged to the piece of the first word, "▁Yes".
+    """
+    prompt = inference.template.render(question.instruction, question.input)
+    return inference.tokenizer.encode(prompt.rstrip(" "), bos=True)
+
+
+def token_limit(inference: Inference, options: Options, prompt_ids: list[int]) -> int:
+    """The most tokens an answer may have: as many as asked for, or as the window leaves after the prompt."""
+    return min(options.max_new_tokens, max(1, inference.model.config.max_seq_len - len(prompt_ids)))
+
+
+def sampling(options: Options) -> dict[str, Any]:
+    """The flags that say how a token is chosen, under the names that `generate` gives them."""
+    return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+
+
+def read_questions(file: Path) -> list[Record]:
+    """The questions of a file as records without an output, numbered from 0."""
+    if file.suffix in (*LINE_SUFFIXES, ".json"):
+        pairs = [
+            (text_field(row, "instruction", where), text_field(row, "input", where, default=""))
+            for _, where, row in read_rows(file)
+        ]
+    else:
+        pairs = [(line.strip(), "") for line in read_text(file).split("\n") if line.strip()]
+    if not pairs:
+        raise ValueError(f"{file} holds no questions: write one per line")
+    return [Record(instruction, context, "", row=row) for row, (instruction, context) in enumerate(pairs)]
+
+
+if __name__ == "__main__":
+    main()
