@@ -72,9 +72,12 @@ class KVCache:
         self.length = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row `rows[i]` holds (beam search). rows: (B,) int64."""
-        stored = slice(0, self.length)
-        self.keys[:, :, :, stored] = self.keys[:, rows][:, :, :, stored]
-        self.values[:, :, :, stored] = self.values[:, rows][:, :, :, stored]
+        """Let row i continue what row `rows[i]` holds (beam search). rows: int64, any number of them."""
+        stored = (slice(None), slice(None), slice(None), slice(0, self.length))
+        keys, values = self.keys[stored][:, rows], self.values[stored][:, rows]
+        if len(rows) != self.keys.shape[1]:
+            shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
+            self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        self.keys[stored], self.values[stored] = keys, values
         if self.padding is not None:
             self.padding = self.padding[rows]

@@ -40,6 +40,17 @@ def test_reorder_moves_rows_and_their_padding():
     assert store.padding.tolist() == [2, 2]
 
 
+def test_reorder_to_more_rows_keeps_the_capacity():
+    store = cache()
+    keys = torch.randn(2, 1, 2, 4)
+    store.update(0, keys, -keys)
+    store.advance(2)
+    store.reorder(torch.tensor([1, 0, 1]))
+    assert torch.equal(store.keys[0, :, :, :2], keys[[1, 0, 1]])
+    assert torch.equal(store.values[0, :, :, :2], -keys[[1, 0, 1]])
+    assert store.max_len == 4
+
+
 def test_truncate():
     store = cache()
     store.advance(3)

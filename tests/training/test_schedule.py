@@ -41,4 +41,6 @@ def test_against_a_real_alpaca_lora_run(real_data, check_bound):
     for step, lr in logged.items():
         taken = step - (step >= 30)
         factor = learning_rate_factor(taken, total_steps=1164, warmup_steps=100, schedule="linear")
-        check_bound("schedule: vs a real run's log, of the peak", abs(3e-4 * factor - lr) / 3e-4, 1e-7)  # logged float32
+        check_bound(
+            "schedule: vs a real run's log, of the peak", abs(3e-4 * factor - lr) / 3e-4, 1e-7
+        )  # logged float32

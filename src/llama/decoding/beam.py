@@ -15,9 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from llama.cache import KVCache
 from llama.decoding.generation import check_request, new_cache, next_logits
 from llama.model import Llama
 
@@ -95,18 +93,10 @@ def beam_search(
         rows, scores = rows[survivors], best[survivors]
         tokens = torch.cat((tokens[rows], next_ids[survivors, None]), dim=1)
         if cache is not None:
-            _follow(cache, rows)
+            cache.reorder(rows)
         # A sum of log-probabilities only falls; its normalised value is largest at the length that divides it most.
         longest = max_new_tokens if length_penalty > 0 else length
         overtakes = scores[0].item() / longest**length_penalty > finished[-1].score if finished else True
         if len(finished) == beams and (beams == 1 or not overtakes):  # one beam is greedy, and greedy ends when it ends
             break
     return finished
-
-
-def _follow(cache: KVCache, rows: Tensor) -> None:
-    """Let cache row i hold what row `rows[i]` held; there may be more or fewer rows than before."""
-    if len(rows) == cache.keys.shape[1]:
-        cache.reorder(rows)
-    else:
-        cache.keys, cache.values = cache.keys[:, rows], cache.values[:, rows]
