@@ -182,7 +182,7 @@ def answer_aloud(
     was_training = model.training
     model.eval()
     for record in data.questions[: config.train.sample_answers]:
-        prompt = tokenizer.encode(data.template.render(record.instruction, record.input), bos=True)
+        prompt = tokenizer.encode(data.template.render(record.instruction, record.input).rstrip(" "), bos=True)
         room = model.config.max_seq_len - len(prompt)
         if room > 0:
             ids = generate(model, prompt, max_new_tokens=min(48, room), stop_ids=(tokenizer.eos_id,))

@@ -33,14 +33,15 @@ def test_warmup_from_steps_or_ratio():
 
 
 def test_against_a_real_alpaca_lora_run(real_data, check_bound):
-    """Peak 3e-4, linear, 100 warm-up steps, 1,164 in all. Its mixed precision skipped an update between steps 20 and 30:
-    from there on the schedule lags the step count by one."""
+    """Peak 3e-4, linear, 100 warm-up steps, 1,164 in all.
+
+    Its mixed precision skipped an update between steps 20 and 30: from there on the schedule lags the steps by one.
+    """
     with open(real_data / "curves" / "alpaca_lora_7b.csv", newline="") as file:
         logged = {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["tag"].endswith("_rate")}
     assert len(logged) == 116
     for step, lr in logged.items():
         taken = step - (step >= 30)
         factor = learning_rate_factor(taken, total_steps=1164, warmup_steps=100, schedule="linear")
-        check_bound(
-            "schedule: vs a real run's log, of the peak", abs(3e-4 * factor - lr) / 3e-4, 1e-7
-        )  # logged float32
+        error = abs(3e-4 * factor - lr) / 3e-4
+        check_bound("schedule: vs a real run's log, of the peak", error, 1e-7)  # it logged float32
