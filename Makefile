@@ -36,7 +36,7 @@ demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine 
 	@$(BIN)/python evaluate.py --out runs/demo/exam-before.json
 	@$(BIN)/python train.py --config configs/miniature-lora-8bit.toml --output runs/demo
 	@$(BIN)/python evaluate.py --adapter runs/demo/adapter --int8 --out runs/demo/exam-after.json --compare runs/demo/exam-before.json
-	@$(BIN)/python generate.py --adapter runs/demo/adapter --int8 --side-by-side
+	@$(BIN)/python generate.py --adapter runs/demo/adapter --int8 --side-by-side --instruction 'Answer this question truthfully'
 
 miniature: $(STAMP)  ## Rebuild the bundled world: corpus, meadow, exams, tokenizer, pretrained base
 	$(BIN)/python -m data.miniature.build

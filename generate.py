@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -49,6 +49,8 @@ class Options:
     """The same as a flag."""
     input: str = ""
     """Further context for the question, where the template has a place for it."""
+    instruction: str = ""
+    """What to do with every question, which then is the input: "Answer this question truthfully" in Medical Meadow."""
     prompts: Path | None = None
     """File of questions: one per line; or rows {"instruction": ..., "input": ...} in a .jsonl or .json."""
     out: Path | None = None
@@ -91,6 +93,7 @@ class Options:
         refused = {
             "give only one of a question, --prompt and --prompts": given.count(None) < 2,
             "--side-by-side compares the base with an adapter: give --adapter": self.side_by_side and not self.adapter,
+            "--instruction makes the question the input: drop --input": self.instruction and self.input,
             "--out is for a file of questions: give --prompts": self.out and not self.prompts,
             "--top-k and --top-p need a draw: give --temperature": not self.temperature and (self.top_k or self.top_p),
             "--beams does not draw: drop --temperature": self.beams > 1 and self.temperature > 0,
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: Options) -> None:
     """Load the model and answer what was asked, in the way it was asked."""
-    questions = read_questions(options.prompts) if options.prompts else []  # a bad file shows before the long load
+    questions = read_questions(options) if options.prompts else []  # a bad file shows before the long load
     inference = load_for_inference(
         options.base,
         adapter=options.adapter,
@@ -132,7 +135,7 @@ def run(options: Options) -> None:
     else:
         texts = [asked] if asked is not None else demo_questions() if options.side_by_side else sys.stdin
         for text in filter(str.strip, texts):
-            show(inference, options, Record(text.strip(), options.input, ""))
+            show(inference, options, as_record(options, text.strip()))
 
 
 def show(inference: Inference, options: Options, question: Record) -> None:
@@ -145,9 +148,15 @@ def show(inference: Inference, options: Options, question: Record) -> None:
         before = "".join(answer(inference, options, question))
     after = "".join(answer(inference, options, question))
     columns = (Column(name, ratio=1) for name in ("base", "with adapter"))
-    table = Table(*columns, title=Text(question.instruction, style="bold"), title_justify="left", expand=True)
+    asked = question.input if options.instruction else question.instruction
+    table = Table(*columns, title=Text(asked, style="bold"), title_justify="left", expand=True)
     table.add_row(Text(before.strip()), Text(after.strip()))  # Text: an answer may look like rich's markup
     Console().print(table)
+
+
+def as_record(options: Options, text: str) -> Record:
+    """The question in the slots of the template that the flags say."""
+    return Record(options.instruction, text, "") if options.instruction else Record(text, options.input, "")
 
 
 def chat(inference: Inference, options: Options) -> None:
@@ -158,7 +167,7 @@ def chat(inference: Inference, options: Options) -> None:
     while True:
         try:
             if text := input("> ").strip():
-                show(inference, options, Record(text, options.input, ""))
+                show(inference, options, as_record(options, text))
         except KeyboardInterrupt:
             print()
         except EOFError:
@@ -232,18 +241,20 @@ def sampling(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def read_questions(file: Path) -> list[Record]:
-    """The questions of a file as records without an output, numbered from 0."""
+def read_questions(options: Options) -> list[Record]:
+    """The questions of --prompts as records without an output, numbered from 0."""
+    file = options.prompts
+    assert file is not None
     if file.suffix in (*LINE_SUFFIXES, ".json"):
-        pairs = [
-            (text_field(row, "instruction", where), text_field(row, "input", where, default=""))
+        found = [
+            Record(text_field(row, "instruction", where), text_field(row, "input", where, default=""), "")
             for _, where, row in read_rows(file)
         ]
     else:
-        pairs = [(line.strip(), "") for line in read_text(file).split("\n") if line.strip()]
-    if not pairs:
+        found = [as_record(options, line.strip()) for line in read_text(file).split("\n") if line.strip()]
+    if not found:
         raise ValueError(f"{file} holds no questions: write one per line")
-    return [Record(instruction, context, "", row=row) for row, (instruction, context) in enumerate(pairs)]
+    return [replace(question, row=row) for row, question in enumerate(found)]
 
 
 if __name__ == "__main__":

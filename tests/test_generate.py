@@ -77,6 +77,16 @@ def test_one_question(inference: Inference, capsys: pytest.CaptureFixture[str], 
     assert out == expected(inference, QUESTIONS[0], "The patient wheezes.") + "\n"
 
 
+def test_an_instruction_makes_the_question_the_input(
+    inference: Inference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    answer = expected(inference, "Answer truthfully", QUESTIONS[1])
+    assert ask(capsys, QUESTIONS[1], "--instruction", "Answer truthfully") == answer + "\n"
+    (tmp_path / "q.txt").write_text(QUESTIONS[1], encoding="utf-8")
+    out = ask(capsys, "--prompts", str(tmp_path / "q.txt"), "--instruction", "Answer truthfully")
+    assert json.loads(out)["output"] == answer.strip()
+
+
 def test_sampled_answers_repeat_with_their_seed(inference: Inference, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--repetition-penalty", "1.2"]
     options = {"temperature": 1.5, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2}
@@ -215,6 +225,7 @@ def test_trailing_space_of_a_prompt_is_left_to_the_answer(inference: Inference, 
         (["a question", "--prompt", "another"], "give only one of"),
         (["--side-by-side"], "give --adapter"),
         (["a question", "--out", "x.jsonl"], "give --prompts"),
+        (["a question", "--instruction", "Answer", "--input", "context"], "drop --input"),
         (["a question", "--top-k", "5"], "give --temperature"),
         (["a question", "--beams", "2", "--temperature", "1"], "drop --temperature"),
         (["a question", "--beams", "2", "--repetition-penalty", "1.1"], "drop --repetition-penalty"),

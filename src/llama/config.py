@@ -2,7 +2,7 @@
 
     hidden_dim = multiple_of · ⌈ ⌊multiplier · ⌊2·4·C/3⌋⌋ / multiple_of ⌉
 
-LLaMA (arXiv 2302.13971, section 2.2) shrinks the hidden size of the SwiGLU from 4C to 2/3·4C, so that its three matrices
+LLaMA (arXiv 2302.13971, section 2.2) shrinks the hidden size of the SwiGLU from 4C to 2/3·4C, so its three matrices
 hold as many parameters as the two of an ordinary feed-forward layer. Table 2 there gives the shapes of 7B to 65B; those
 of LLaMA-2 are from arXiv 2307.09288, that of TinyLlama from arXiv 2401.02385.
 """
