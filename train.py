@@ -45,7 +45,6 @@ from recipe import (
 )
 from training import (
     MetricsLog,
-    NonFiniteError,
     Progress,
     checkpoints,
     learning_rate_factor,
@@ -91,8 +90,13 @@ def main() -> None:
             preview(arguments.run)
         else:
             train(arguments.run, resume=arguments.resume)
-    except (ValueError, NonFiniteError) as error:
-        sys.exit(f"train.py: {error}")
+    except (ValueError, OSError) as error:  # OSError names its file: a full disk, a folder without permission
+        sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        remedies = "lower --train.micro-batch-size or --data.max-length, add --train.gradient-checkpointing"
+        sys.exit(f"error: out of memory; {remedies}, or take --train.method lora-8bit ({error})")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> None:
@@ -237,7 +241,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     try:
         default = Arguments(path, run=read_config(path) if path else RunConfig())
     except ValueError as error:
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"error: {error}")
     return tyro.cli(Arguments, args=argv, default=default, description=__doc__)
 
 
