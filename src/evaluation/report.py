@@ -5,8 +5,6 @@
 Groups are the exam's steps, the questions whose fact was seen in training and those whose was not, and all.
 """
 
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from rich.text import Text
 from data.exams import Question
 from evaluation.scoring import Result
 from evaluation.statistics import Accuracy, mcnemar_exact
+from files import json_text, read_json_object, write_whole
 
 FORMAT = 1
 ALL = "all"
@@ -190,16 +189,10 @@ def write_report(path: Path, results: Sequence[Result], settings: Mapping[str, A
         "questions": [asdict(row) | {name: getattr(row, name) for name in derived} for row in results],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(
-            json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        os.replace(unfinished, path)
+        write_whole(path, json_text(report))
     except OSError as error:
         raise OSError(error.errno, f"the report was not written: {error.strerror}", str(path)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_report(path: Path) -> Report:
@@ -209,7 +202,7 @@ def read_report(path: Path) -> Report:
         ValueError: no such file, or not a report of this format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, expected {FORMAT}")
         return Report([_read_result(row) for row in content["questions"]], dict(content["settings"]))

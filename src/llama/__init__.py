@@ -13,17 +13,19 @@ from llama.block import Block
 from llama.cache import KVCache
 from llama.checkpoint import load_checkpoint, read_config, save_checkpoint
 from llama.config import LlamaConfig
-from llama.decoding import beam_search, generate, generate_batch, stream_text
+from llama.decoding import Hypothesis, beam_search, generate, generate_batch, stream_text
 from llama.model import AdapterSlot, Llama
 from llama.norm import RMSNorm
 from llama.rotary import rotary_table, rotate
 from llama.swiglu import SwiGLU
-from llama.tokenizer import Tokenizer
+from llama.tokenizer import TOKENIZER_FILE, Tokenizer
 
 __all__ = [
+    "TOKENIZER_FILE",
     "AdapterSlot",
     "Attention",
     "Block",
+    "Hypothesis",
     "KVCache",
     "Llama",
     "LlamaConfig",

@@ -111,12 +111,8 @@ class Attention(nn.Module):
         queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))  # (B, H or G, T, D)
         if cache is not None:
             keys, values = cache.update(self.layer, keys, values)  # (B, G, S, D)
+        grouped = queries.shape[1] != keys.shape[1]  # G < H
         attended = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )  # (B, H, T, D)
         return self.wo(attended.transpose(1, 2).flatten(2))  # (B, T, C)

@@ -73,11 +73,12 @@ class KVCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Let row i continue what row `rows[i]` holds (beam search). rows: int64, any number of them."""
-        stored = (slice(None), slice(None), slice(None), slice(0, self.length))
-        keys, values = self.keys[stored][:, rows], self.values[stored][:, rows]
+        keys = self.keys[..., : self.length, :][:, rows]
+        values = self.values[..., : self.length, :][:, rows]
         if len(rows) != self.keys.shape[1]:
             shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
             self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
-        self.keys[stored], self.values[stored] = keys, values
+        self.keys[..., : self.length, :] = keys
+        self.values[..., : self.length, :] = values
         if self.padding is not None:
             self.padding = self.padding[rows]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 class LlamaConfig:
     """Shape of a LLaMA. Field names are those of Meta's `params.json`, spelled out where it only implies them.
 
-    Args:
+    Attributes:
         vocab_size: number of token ids V.
         dim: width of the residual stream C.
         n_layers: number of blocks.

@@ -26,7 +26,8 @@ from sentencepiece import SentencePieceProcessor
 
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
-FILE_NAME = "tokenizer.model"
+TOKENIZER_FILE = "tokenizer.model"
+"""What the file is called that lies beside a checkpoint's weights."""
 
 
 class Tokenizer:
@@ -119,15 +120,17 @@ class Tokenizer:
 
 
 def _load(path: Path) -> SentencePieceProcessor:
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"no tokenizer at {file}: give the SentencePiece model (usually {FILE_NAME}) or its directory")
+        raise ValueError(
+            f"no tokenizer at {file}: give the SentencePiece model (usually {TOKENIZER_FILE}) or its directory"
+        )
     try:
         processor = SentencePieceProcessor(model_proto=file.read_bytes())
     except (RuntimeError, UnicodeDecodeError):
         raise ValueError(
             f"{file} ({file.stat().st_size:,} bytes) is not a SentencePiece model (nor is a tokenizer.json, or a Git "
-            f"LFS pointer): copy the model's {FILE_NAME} (LLaMA's has 499,723 bytes)"
+            f"LFS pointer): copy the model's {TOKENIZER_FILE} (LLaMA's has 499,723 bytes)"
         ) from None
     if processor.vocab_size() == 0:
         raise ValueError(f"{file} holds no pieces: an empty or cut file; copy it again")

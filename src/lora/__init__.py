@@ -3,7 +3,7 @@
 config.py       rank, scale, dropout, targets           layer.py        W₀ x + (α/r) B A x
 inject.py       into a model, out of the way, counted   merge.py        into the weights and back
 adapter.py      save and load                           peft_format.py  PEFT's settings, names and row order
-files.py        durable writing, wary reading
+files.py        the pair of files, replaced together
 """
 
 from lora.adapter import load_adapter, save_adapter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class LoraConfig:
     """Settings of one adapter.
 
-    Args:
+    Attributes:
         r: rank of the update, the rows of A and the columns of B.
         alpha: α; the update is scaled by α/r.
         dropout: probability of zeroing an input of the adapter (never of the base) while training.

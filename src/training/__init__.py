@@ -7,23 +7,23 @@ metrics.py   metrics.jsonl, TensorBoard, plot     progress.py    what the termin
 
 from training.loss import causal_lm_loss, causal_lm_loss_reference
 from training.metrics import MetricsLog, plot_losses, read_metrics
-from training.progress import memory_gb, training_progress
+from training.progress import peak_memory_gb, training_progress
 from training.schedule import learning_rate_factor, warmup_steps
-from training.state import Progress, checkpoints, load_state, save_state
+from training.state import RunPosition, checkpoints, load_state, save_state
 from training.step import NonFiniteError, StepResult, optimizer_step, validation_loss
 
 __all__ = [
     "MetricsLog",
     "NonFiniteError",
-    "Progress",
+    "RunPosition",
     "StepResult",
     "causal_lm_loss",
     "causal_lm_loss_reference",
     "checkpoints",
     "learning_rate_factor",
     "load_state",
-    "memory_gb",
     "optimizer_step",
+    "peak_memory_gb",
     "plot_losses",
     "read_metrics",
     "save_state",

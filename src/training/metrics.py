@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from files import write_whole
+
 
 class MetricsLog:
     """Appends lines to `folder/metrics.jsonl`.
@@ -22,7 +24,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= after_step] if after_step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
     def write(self, step: int, **values: float) -> None:

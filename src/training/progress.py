@@ -5,7 +5,7 @@ In a terminal one line is redrawn; into a pipe or a file go plain lines, one per
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def memory_gb(device: torch.device) -> float:
+def peak_memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB (10⁹ bytes): allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
@@ -29,15 +29,22 @@ class TrainingProgress:
         self.total_steps = total_steps
         self.task = bar.add_task("training", total=total_steps, completed=done, figures="")
 
-    def update(self, step: int, *, loss: float, lr: float, tokens_per_second: float, memory: float) -> None:
+    def update(self, step: int, *, loss: float, lr: float, tokens_per_second: float, memory_gb: float) -> None:
         """Show the figures of the step just taken."""
-        figures = f"loss {loss:.3f}  lr {lr:.1e}  {tokens_per_second:,.0f} tok/s  {memory:.1f} GB"
+        figures = f"loss {loss:.3f}  lr {lr:.1e}  {tokens_per_second:,.0f} tok/s  {memory_gb:.1f} GB"
         self.bar.update(self.task, completed=step, figures=figures)
         every = max(1, self.total_steps // 20)
         if not self.bar.console.is_terminal and (step % every == 0 or step == self.total_steps):
             seconds_left = self.bar.tasks[self.task].time_remaining
             left = "" if seconds_left is None else f"  {seconds_left / 60:.1f} min left"
             print(f"step {step}/{self.total_steps}  {figures}{left}", flush=True)
+
+    @contextmanager
+    def validating(self, n_batches: int) -> Iterator[Callable[[], None]]:
+        """A second bar while the validation set is read; call what it yields after each batch."""
+        task = self.bar.add_task("validating", total=n_batches, figures="")
+        yield lambda: self.bar.advance(task)
+        self.bar.remove_task(task)
 
     def say(self, text: str) -> None:
         """Print above the bar."""

@@ -88,7 +88,13 @@ def clip_gradients(model: nn.Module, clip: float) -> float:
 
 
 @torch.no_grad()
-def validation_loss(model: Llama, batches: Sequence[Batch], *, autocast: Autocast = nullcontext) -> float:
+def validation_loss(
+    model: Llama,
+    batches: Sequence[Batch],
+    *,
+    autocast: Autocast = nullcontext,
+    after_batch: Callable[[], None] = lambda: None,
+) -> float:
     """Mean −log P per supervised token over all batches, in nats; leaves the model's mode as it was."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -97,5 +103,6 @@ def validation_loss(model: Llama, batches: Sequence[Batch], *, autocast: Autocas
     for batch in batches:
         with autocast():
             total += causal_lm_loss(model, batch.to(device)).item()
+        after_batch()
     model.train(was_training)
     return total / sum(batch.n_supervised for batch in batches)

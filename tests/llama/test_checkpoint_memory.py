@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from files.reading import REMAP_BYTES
 from llama.checkpoint import save_checkpoint
 from llama.checkpoint.names import parameter_shapes
-from llama.checkpoint.tensor_files import REMAP_BYTES
 from llama.config import LlamaConfig
 from llama.model import Llama
 

@@ -1,9 +1,10 @@
 """Checkpoints: Meta's and Hugging Face's, read and written tensor by tensor.
 
-names.py         own names and Hugging Face's, row orders, Meta's cuts    configs.py   params.json, config.json
-tensor_files.py  safetensors and pickles, opened lazily and warily        read.py      what a directory holds
-load.py          checkpoint -> model                                      save.py      model or checkpoint -> files
-staging.py       all new files or none                                    progress.py  GB, GB/s, time left
+names.py   own names and Hugging Face's, row orders, Meta's cuts    configs.py   params.json, config.json
+read.py    what a directory holds                                   load.py      checkpoint -> model
+save.py    model or checkpoint -> files                             progress.py  GB, GB/s, time left
+
+Opening tensor files warily and replacing a directory's files all at once is `files`' part.
 """
 
 from llama.checkpoint.configs import hf_config_dict

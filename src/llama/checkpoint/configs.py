@@ -9,11 +9,9 @@ shape that fits, and 2048 otherwise; we write `max_seq_len` where that rule woul
 refuses that key, so it is left out of all published shapes.)
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,21 +25,6 @@ PARAMS_KEYS = {
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"),
     *("rope_theta", "use_scaled_rope", "max_seq_len", "max_batch_size"),
 }
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's top-level object.
-
-    Raises:
-        ValueError: it is not UTF-8, not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") -> LlamaConfig:

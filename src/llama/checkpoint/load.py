@@ -34,7 +34,8 @@ def load_checkpoint(
         path: the directory.
         dtype: of the weights in memory; None keeps each as it is stored.
         device: where the weights go.
-        convert_linear: replaces each of a block's seven Linear layers as it arrives, on `device`; not the head.
+        convert_linear: replaces each of a block's seven Linear layers as it arrives, on `device` and in its stored
+            dtype; not the head.
         progress: show a bar on a terminal and one closing line anywhere, on stderr.
 
     Returns:
@@ -53,7 +54,10 @@ def load_checkpoint(
     ) as moved:
         for parameter_name, stored in checkpoint.tensors.items():
             # copy: what was read may be a view of the file, which must not stay mapped into a model.
-            weight = stored.read().to(device, dtype or stored.dtype, copy=True)
+            # A converter gets the weight as stored: rounded to `dtype` first, an fp16 weight would lose bits to bf16.
+            converted = convert_linear is not None and is_block_linear(model, parameter_name)
+            width = stored.dtype if dtype is None or converted else dtype
+            weight = stored.read().to(device, width, copy=True)
             place(model, parameter_name, weight, convert_linear)
             del weight  # a converter has its own copy by now, and the next tensor is about to be read
             moved(stored.nbytes)
@@ -66,8 +70,14 @@ def place(model: Llama, name: str, weight: Tensor, convert_linear: ConvertLinear
     module_name, _, attribute = name.rpartition(".")
     module = model.get_submodule(module_name)
     setattr(module, attribute, nn.Parameter(weight.contiguous()))
-    if convert_linear is not None and isinstance(module, nn.Linear) and module_name.startswith("layers."):
+    if convert_linear is not None and isinstance(module, nn.Linear) and is_block_linear(model, name):
         model.set_submodule(module_name, convert_linear(module))
+
+
+def is_block_linear(model: Llama, name: str) -> bool:
+    """Whether a parameter is the weight of one of a block's seven Linear layers."""
+    module_name = name.rpartition(".")[0]
+    return module_name.startswith("layers.") and isinstance(model.get_submodule(module_name), nn.Linear)
 
 
 def check_float_dtype(dtype: torch.dtype | None) -> None:

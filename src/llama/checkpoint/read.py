@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llama.checkpoint.configs import config_from_hf, config_from_params, read_json_object
+from files import StoredTensor, open_tensor_file, read_json_object
+from llama.checkpoint.configs import config_from_hf, config_from_params
 from llama.checkpoint.names import hf_name, hf_rows, is_ignored, parameter_shapes, shard_dim
-from llama.checkpoint.tensor_files import StoredTensor, open_tensor_file
 from llama.config import LlamaConfig
 
 Layout = Literal["hf", "meta"]

@@ -6,8 +6,6 @@ which wants a file's tensors all at once: a model of the right dtype on the CPU 
 is, anything else costs one shard more.
 """
 
-import json
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
@@ -15,19 +13,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from files import StoredTensor, json_text, staged_files, write_pickle, write_safetensors
 from llama.checkpoint.configs import hf_config_dict, params_dict
 from llama.checkpoint.load import check_float_dtype
 from llama.checkpoint.names import hf_name, hf_rows, parameter_shapes, shard_dim
 from llama.checkpoint.progress import transfer_progress
 from llama.checkpoint.read import KINDS, Layout, open_checkpoint
-from llama.checkpoint.staging import staged_files
-from llama.checkpoint.tensor_files import SAFETENSORS_DTYPES, StoredTensor
 from llama.config import LlamaConfig
 from llama.model import Llama
 
 MAX_SHARD_BYTES = 5 * 10**9  # the size at which transformers, too, begins a new file (until its version 5)
-SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-HEADER_ALIGNMENT = 8
 # Layout -> the file that makes a directory one of its checkpoints, and what an earlier save may have left there.
 COMMITS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hf": ("config.json", ("model*.safetensors", "model.safetensors.index.json")),
@@ -132,7 +127,7 @@ def _write(
 def _write_hf(tensors: Mapping[str, StoredTensor], config: LlamaConfig, folder: Path, max_shard_bytes: int) -> None:
     """config.json and one safetensors file, or several with an index."""
     stored_dtype = tensors["tok_embeddings.weight"].dtype
-    _write_json(folder / "config.json", hf_config_dict(config, stored_dtype))
+    (folder / "config.json").write_bytes(json_text(hf_config_dict(config, stored_dtype)))
     renamed = {hf_name(name): _to_hf_rows(stored, name, config) for name, stored in tensors.items()}
     shards = list(_cut_into_shards(renamed, max_shard_bytes))
     if len(shards) == 1:
@@ -144,9 +139,8 @@ def _write_hf(tensors: Mapping[str, StoredTensor], config: LlamaConfig, folder: 
         write_safetensors(folder / file_name, shard)
         weight_map |= dict.fromkeys(shard, file_name)
     total_size = sum(stored.nbytes for stored in renamed.values())
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    )
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_bytes(json_text(index))
 
 
 def _to_hf_rows(stored: StoredTensor, name: str, config: LlamaConfig) -> StoredTensor:
@@ -169,48 +163,14 @@ def _cut_into_shards(tensors: Mapping[str, StoredTensor], max_bytes: int) -> Ite
     yield shard
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Write a safetensors file tensor by tensor.
-
-    The format: the header's length as 8 bytes, little-endian; the header, JSON with each tensor's dtype, shape and
-    place among the bytes that follow; those bytes. safetensors' own writer wants all tensors in memory.
-    """
-    # Wider numbers first, so that each tensor starts at a multiple of its own width.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks which framework wrote it
-    offset = 0
-    for name, stored in ordered:
-        end = offset + stored.nbytes
-        dtype = SAFETENSORS_NAMES[stored.dtype]
-        header[name] = {"dtype": dtype, "shape": list(stored.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, stored in ordered:
-            file.write(stored.read().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
 def _write_meta(tensors: Mapping[str, StoredTensor], config: LlamaConfig, folder: Path, model_parallel: int) -> None:
     """params.json and one pickle per model-parallel rank. Meta stores a head even where it is tied."""
-    _write_json(folder / "params.json", params_dict(config))
+    (folder / "params.json").write_bytes(json_text(params_dict(config)))
     if config.tie_embeddings:
         tensors = {**tensors, "output.weight": tensors["tok_embeddings.weight"]}
     for rank in range(model_parallel):
         shard = {name: _rank_slice(stored.read(), name, rank, model_parallel) for name, stored in tensors.items()}
-        _write_pickle(folder / f"consolidated.{rank:02d}.pth", shard)
-
-
-def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(tensors, file)
-        except RuntimeError as error:
-            # torch's zip writer reports a full disk as a mismatch of its own counts, raised over the system's reason.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        write_pickle(folder / f"consolidated.{rank:02d}.pth", shard)
 
 
 def _rank_slice(tensor: Tensor, name: str, rank: int, model_parallel: int) -> Tensor:
@@ -251,7 +211,7 @@ def _model_tensors(model: Llama) -> dict[str, StoredTensor]:
         head, embedding = held.pop("output.weight"), held["tok_embeddings.weight"]
         if head is not embedding and not torch.equal(head, embedding):
             raise ValueError("the config ties the head to the embedding, but they differ: call model.tie_weights()")
-    return {name: StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach) for name, tensor in held.items()}
+    return {name: StoredTensor.of(tensor) for name, tensor in held.items()}
 
 
 def _cast(stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:
@@ -281,7 +241,3 @@ def _check_other_layout(folder: Path, layout: Layout) -> None:
     for config_file, pattern in KINDS:
         if (config_file == "params.json") != (layout == "meta") and any(folder.glob(pattern)):
             raise ValueError(f"{folder} holds {pattern}, a checkpoint in another layout: choose another directory")
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

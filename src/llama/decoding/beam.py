@@ -65,10 +65,9 @@ def beam_search(
     check_request(model, [prompt_ids], [max_new_tokens])
 
     n_prompt = len(prompt_ids)
-    tokens = torch.tensor(
-        [list(prompt_ids)], device=model.tok_embeddings.weight.device
-    )  # (k, T); at first a single row
-    scores = torch.zeros(1, device=tokens.device)  # (k,) log P of each row
+    device = model.tok_embeddings.weight.device
+    tokens = torch.tensor([list(prompt_ids)], device=device)  # (k, T); at first a single row
+    scores = torch.zeros(1, device=device)  # (k,) log P of each row
     cache = new_cache(model, 1, n_prompt + max_new_tokens) if use_cache else None
     finished: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
@@ -85,9 +84,8 @@ def beam_search(
                 finished.append(Hypothesis(answer, value, value / length**length_penalty))
         finished = sorted(finished, key=lambda hypothesis: hypothesis.score, reverse=True)[:beams]
 
-        survivors = torch.tensor(
-            [i for i, end in enumerate(ends) if not end][:beams], dtype=torch.int64, device=tokens.device
-        )
+        going_on = [i for i, end in enumerate(ends) if not end][:beams]
+        survivors = torch.tensor(going_on, dtype=torch.int64, device=device)
         if len(survivors) == 0:
             break
         rows, scores = rows[survivors], best[survivors]

@@ -23,7 +23,7 @@ MIN_TEMPERATURE = 1e-6
 class Sampling:
     """How to choose a token. The defaults are greedy decoding.
 
-    Args:
+    Attributes:
         temperature: T ≥ 0; 0 takes the most probable token.
         top_k: keep the k most probable tokens; None keeps all.
         top_p: keep the fewest most probable tokens whose mass reaches p in (0, 1]; None keeps all.
