@@ -4,7 +4,7 @@ records.py     rows of a JSON or JSONL file, checked         mixture.py     seve
 templates.py   the prompts of the published models           supervise.py   prompt + answer -> tokens and targets
 text.py        plain documents, every token a target         plan.py        order, length groups and packing of an epoch
 collate.py     padding, documents, the one shift             preview.py     what the model will see, in colour
-exams.py       multiple-choice questions                     miniature/     a small self-made medical world
+exams/         multiple-choice questions                     miniature/     a small self-made medical world
 
 A tokenizer is anything with `encode(text, *, bos, eos)` and `decode(token_ids)`.
 """
@@ -15,7 +15,15 @@ from data.mixture import MixturePart, load_mixture, split_validation
 from data.plan import epoch_plan, fill_ratio, pack
 from data.preview import example_text, histogram, print_preview
 from data.records import Record, load_records
-from data.supervise import Example, SupervisionReport, build_examples, encode_jointly, supervise
+from data.supervise import (
+    Example,
+    SupervisionReport,
+    TokenEncoder,
+    build_examples,
+    common_prefix,
+    encode_jointly,
+    supervise,
+)
 from data.templates import TEMPLATES, PromptTemplate
 from data.text import load_texts, text_examples
 
@@ -29,8 +37,10 @@ __all__ = [
     "Question",
     "Record",
     "SupervisionReport",
+    "TokenEncoder",
     "build_examples",
     "collate",
+    "common_prefix",
     "encode_jointly",
     "epoch_plan",
     "example_text",

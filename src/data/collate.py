@@ -29,7 +29,7 @@ PADDING_DOCUMENT = 0
 class Batch:
     """One micro-batch. All tensors int64 (B, T).
 
-    Args:
+    Attributes:
         token_ids: inputs.
         targets: next token's id where it counts, else IGNORE.
         positions: place in its document, from 0; 0 on padding.

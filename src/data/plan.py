@@ -5,7 +5,6 @@ the same list again and goes on at its micro-batch; no sampler has a state to sa
 
     "shuffle"          a new random order each epoch
     "group_by_length"  micro-batches of similar lengths, so that little is padded
-    "sequential"       the order given, for validation
     pack_to=N          several examples share a row of up to N tokens, so that almost nothing is padded
 """
 
@@ -15,12 +14,12 @@ from typing import Literal
 
 Row = list[int]  # indices of the examples in one row; one index unless packed
 MicroBatch = list[Row]
-Order = Literal["shuffle", "group_by_length", "sequential"]
+Order = Literal["shuffle", "group_by_length"]
 
-GROUP_MICRO_BATCHES = (
-    50  # as in transformers' LengthGroupedSampler: sort within 50 micro-batches, not over the whole set
-)
-OPEN_ROWS = 64  # rows that packing keeps open: more fill better and move examples further from their shuffled place
+# As in transformers' LengthGroupedSampler: sort within 50 micro-batches, not over the whole set.
+GROUP_MICRO_BATCHES = 50
+# Rows that packing keeps open: more fill better, and move examples further from their shuffled place.
+OPEN_ROWS = 64
 
 
 def epoch_plan(
@@ -34,10 +33,10 @@ def epoch_plan(
 ) -> list[MicroBatch]:
     """The micro-batches of one epoch, each a list of rows, each a list of indices into `lengths`.
 
-    >>> epoch_plan([5, 3, 4, 2, 6], micro_batch_size=2, seed=0, epoch=0, order="sequential")
-    [[[0], [1]], [[2], [3]], [[4]]]
-    >>> epoch_plan([5, 3, 4, 2, 6], micro_batch_size=2, seed=0, epoch=0, order="sequential", pack_to=8)
-    [[[0, 1], [2, 3]], [[4]]]
+    >>> epoch_plan([5, 3, 4, 2, 6], micro_batch_size=2, seed=0, epoch=0)
+    [[[0], [1]], [[4], [3]], [[2]]]
+    >>> epoch_plan([5, 3, 4, 2, 6], micro_batch_size=2, seed=0, epoch=0, pack_to=8)
+    [[[0, 1], [2]], [[4, 3]]]
 
     Args:
         lengths: tokens of each example.
@@ -51,18 +50,18 @@ def epoch_plan(
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size}; a micro-batch needs at least one row")
     rng = random.Random(f"{seed}/{epoch}")  # a string seeds through SHA-512: (1, 23) and (12, 3) are unrelated
-    indices = list(range(len(lengths)))
     if order == "group_by_length":
         if pack_to is not None:
             raise ValueError("packing leaves nothing to group by length; take order='shuffle' with pack_to")
         return _group_by_length(lengths, micro_batch_size, rng)
-    if order not in ("shuffle", "sequential"):
-        raise ValueError(f"order={order!r}; expected 'shuffle', 'group_by_length' or 'sequential'")
-    if order == "shuffle":
-        rng.shuffle(indices)
-    rows = [[index] for index in indices] if pack_to is None else pack(indices, lengths, pack_to)
-    if order == "shuffle" and pack_to is not None:
-        rng.shuffle(rows)  # packing emits full rows first and its leftovers last
+    if order != "shuffle":
+        raise ValueError(f"order={order!r}; expected 'shuffle' or 'group_by_length'")
+    indices = list(range(len(lengths)))
+    rng.shuffle(indices)
+    if pack_to is None:
+        return _chunks([[index] for index in indices], micro_batch_size)
+    rows = pack(indices, lengths, pack_to)
+    rng.shuffle(rows)  # packing emits full rows first and its leftovers last
     return _chunks(rows, micro_batch_size)
 
 

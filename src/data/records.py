@@ -4,24 +4,30 @@
     anything else  one JSON list of objects, the form of Alpaca's and of Medical Meadow's files
 
 `input` may be missing and is then empty; further keys are ignored. Whatever cannot become a record stops the reading
-with a ValueError that names file, row and key. An empty output is still a record: `build_examples` drops and counts it,
-together with the rows that do not fit the window, so that one report tells of everything that was left out.
+with a ValueError that names file, row and key; a key that occurs twice in one object is such a thing. An empty output
+is still a record: `build_examples` drops and counts it, together with the rows that do not fit the window, so that one
+report tells of everything that was left out.
+
+Below the records stands what every reader of JSON in this package is made of: `read_text`, `read_json`, `read_lines`,
+`read_rows` for files, `field`, `text_field` and `check_text` for values.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-_JSON_NAMES = {
+_KINDS = {
     dict: "an object",
     list: "a list",
     str: "a string",
     int: "a number",
     float: "a number",
     bool: "a boolean",
+    type(None): "null",
 }
 
 
@@ -29,7 +35,7 @@ _JSON_NAMES = {
 class Record:
     """One instruction with its optional input and the wanted output.
 
-    Args:
+    Attributes:
         instruction, input, output: texts; `input` is "" where there is none.
         source: stem of the file it came from.
         row: place in that file, counted from 1 (the line in a file of lines); 0 if it came from no file.
@@ -66,21 +72,30 @@ def load_records(path: str | Path) -> list[Record]:
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yield (number from 1, "file, row number", parsed JSON value) for every row of a JSON list or a file of lines."""
-    text = read_text(path)
     if path.suffix in LINE_SUFFIXES:
-        # Only \n ends a line: str.splitlines would also cut at U+2028 or U+0085, which JSON strings may hold raw.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield number, where, _parse(line, where, 'write one {"instruction": ...} object per line')
+        yield from read_lines(path)
         return
-    rows = _parse(
-        text, str(path), 'a .json file is one list [{...}, {...}]; name a file of one object per line "*.jsonl"'
+    rows = read_json(
+        path, remedy='a .json file is one list [{...}, {...}]; name a file of one object per line "*.jsonl"'
     )
     if not isinstance(rows, list):
-        raise ValueError(f'{path}: the root is {_kind(rows)}, expected a list of {{"instruction", "input", "output"}}')
+        raise ValueError(f"{path}: the root is {kind(rows)}, expected a list of objects")
     for number, row in enumerate(rows, start=1):
         yield number, f"{path}, row {number}", row
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yield (number from 1, "file, line number", parsed JSON value) for every line that is not blank."""
+    # Only \n ends a line: str.splitlines would also cut at U+2028 or U+0085, which JSON strings may hold raw.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield number, where, _parse(line, where, "write one object {...} per line")
+
+
+def read_json(path: Path, *, remedy: str) -> Any:
+    """The one JSON value in a file; ValueError names the file and, where it is not valid JSON, the remedy."""
+    return _parse(read_text(path), str(path), remedy)
 
 
 def read_text(path: Path) -> str:
@@ -96,6 +111,24 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def field(row: Any, key: str, where: str, *types: type, remedy: str = "") -> Any:
+    """row[key], which must be there and of one of the types; a boolean does not pass for an int.
+
+    >>> field({"no": True}, "no", "step1.json, row 7", int, str)
+    Traceback (most recent call last):
+    ...
+    ValueError: step1.json, row 7: "no" is a boolean, expected a number or a string
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: the row is {kind(row)}, expected an object with the key "{key}"')
+    if key not in row:
+        raise ValueError(f'{where}: the key "{key}" is missing; the row has {sorted(row)}')
+    if type(row[key]) not in types:
+        expected = " or ".join(_KINDS[type_] for type_ in types)
+        raise ValueError(f'{where}: "{key}" is {kind(row[key])}, expected {expected}{remedy}')
+    return row[key]
+
+
 def text_field(row: Any, key: str, where: str, default: str | None = None) -> str:
     """row[key] as a string that can be tokenized; ValueError names `where` and the key.
 
@@ -104,18 +137,12 @@ def text_field(row: Any, key: str, where: str, default: str | None = None) -> st
     ...
     ValueError: cards.json, row 7: "output" is null, expected a string
     """
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: the row is {_kind(row)}, expected an object with the key {key!r}")
-    if key not in row:
-        if default is not None:
-            return default
-        raise ValueError(f'{where}: the key "{key}" is missing; the row has {sorted(row)}')
-    value = row[key]
-    if not isinstance(value, str):
-        remedy = '; write "" where there is none' if default is not None else ""
-        raise ValueError(f'{where}: "{key}" is {_kind(value)}, expected a string{remedy}')
-    check_text(value, f'{where}: "{key}"')
-    return value
+    if default is not None and isinstance(row, dict) and key not in row:
+        return default
+    remedy = '; write "" where there is none' if default is not None else ""
+    text: str = field(row, key, where, str, remedy=remedy)
+    check_text(text, f'{where}: "{key}"')
+    return text
 
 
 def check_text(text: str, where: str) -> None:
@@ -142,11 +169,24 @@ def _record(row: Any, where: str, source: str, number: int) -> Record:
 
 
 def _parse(text: str, where: str, remedy: str) -> Any:
+    """The JSON value of a text. A key that occurs twice in one object is an error: one of the two would be lost."""
+    repeated: list[str] = []
+
+    def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            repeated.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return row
+
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=merged)
     except (ValueError, RecursionError) as error:  # RecursionError: a file of ten thousand opening brackets
         raise ValueError(f"{where}: not valid JSON ({error}); {remedy}") from error
+    if repeated:
+        raise ValueError(f"{where}: the key {repeated[0]!r} occurs twice in one object; keep one of them")
+    return value
 
 
-def _kind(value: Any) -> str:
-    return "null" if value is None else _JSON_NAMES[type(value)]
+def kind(value: Any) -> str:
+    """What a parsed JSON value is, in JSON's words: "a list", "null"."""
+    return _KINDS[type(value)]

@@ -25,9 +25,11 @@ NAMED_ROWS = 3  # rows of each kind that a report names
 
 
 class TokenEncoder(Protocol):
-    """What supervision needs of a tokenizer."""
+    """What is needed of a tokenizer; `llama.Tokenizer` has it."""
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Token ids of a text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Example:
 class SupervisionReport:
     """What became of the rows. rows = kept + dropped_empty_output + dropped_prompt_too_long.
 
-    Args:
+    Attributes:
         rows: rows given.
         kept: examples made.
         truncated: kept rows that were cut, so that their answer lacks its end and the end-of-text id.
@@ -136,9 +138,17 @@ def encode_jointly(
 ) -> tuple[list[int], int]:
     """Encode prompt + answer as one string; the second result is the index of the answer's first token."""
     token_ids = tokenizer.encode(prompt + answer, bos=add_bos, eos=add_eos)
-    prompt_ids = tokenizer.encode(prompt, bos=add_bos)
-    differs = (i for i, (joint, alone) in enumerate(zip(token_ids, prompt_ids, strict=False)) if joint != alone)
-    return token_ids, next(differs, min(len(token_ids), len(prompt_ids)))
+    return token_ids, common_prefix(token_ids, tokenizer.encode(prompt, bos=add_bos))
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids both begin with.
+
+    >>> common_prefix([1, 5, 9, 4], [1, 5, 7])
+    2
+    """
+    differs = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differs, min(len(a), len(b)))
 
 
 def build_examples(

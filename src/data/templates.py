@@ -13,13 +13,12 @@ A user's own template is a file in Alpaca-LoRA's form: {"description", "prompt_i
 "response_split"}, with {instruction} and {input} as placeholders and {{ }} for literal braces.
 """
 
-import json
 import string
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.records import read_text, text_field
+from data.records import read_json, text_field
 
 _TASK = "### Instruction:\n{instruction}\n\n"
 _INPUT = "### Input:\n{input}\n\n"
@@ -37,11 +36,11 @@ _WITHOUT_INPUT = (
 class PromptTemplate:
     """The text before an answer, with and without an input.
 
-    Args:
+    Attributes:
         name: what reports call it.
         prompt_input: used when there is an input; holds {instruction} and {input}.
         prompt_no_input: used when the input is empty; holds {instruction}.
-        response_split: the marker after which the answer begins, for `response_of`.
+        response_split: the marker before the answer, where Alpaca-LoRA's programs cut their output; kept for them.
         description: one sentence for people.
     """
 
@@ -89,22 +88,6 @@ class PromptTemplate:
         template = self.prompt_input if input else self.prompt_no_input
         return "".join(literal + values[name] for literal, name, _, _ in string.Formatter().parse(template))
 
-    def response_of(self, text: str) -> str:
-        """The answer in a text that begins with a prompt: what follows the first `response_split`, stripped.
-
-        A prompt that quotes the marker itself is cut too early; where the prompt's tokens are at hand, decode what
-        follows them instead.
-
-        Raises:
-            ValueError: the marker is not in the text.
-        """
-        _, marker, answer = text.partition(self.response_split)
-        if not marker:
-            raise ValueError(
-                f"no {self.response_split!r} in {text[:60]!r}...; was the text made with the template {self.name!r}?"
-            )
-        return answer.strip()
-
     def to_dict(self) -> dict[str, str]:
         """A JSON object in Alpaca-LoRA's form, and the name; `from_dict` reads it back."""
         return asdict(self)
@@ -122,10 +105,7 @@ class PromptTemplate:
     def from_file(cls, path: str | Path) -> "PromptTemplate":
         """Read a user's JSON file."""
         path = Path(path)
-        try:
-            row = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
+        row = read_json(path, remedy='write one object {"prompt_input": ..., ...}')
         return cls.from_dict(row, where=str(path), name=path.stem)
 
     @classmethod

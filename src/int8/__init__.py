@@ -16,10 +16,18 @@ from int8.matmul import (
     int8_matmul,
     int8_matmul_reference,
 )
-from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
+from int8.quantize import (
+    INT8_MAX,
+    THRESHOLD,
+    dequantize_rowwise,
+    outlier_columns,
+    quantize_columnwise,
+    quantize_rowwise,
+)
 
 __all__ = [
     "INT8_MAX",
+    "THRESHOLD",
     "Int8Linear",
     "convert_to_int8",
     "dequantize_rowwise",

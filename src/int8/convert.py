@@ -6,6 +6,7 @@ from typing import TypeVar
 from torch import nn
 
 from int8.linear import Int8Linear
+from int8.quantize import THRESHOLD
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -13,7 +14,7 @@ HEADS = ("lm_head", "output")
 """What Hugging Face and Meta call the projection to the vocabulary, which is customarily left in 16 bits."""
 
 
-def convert_to_int8(model: Model, threshold: float = 6.0, skip: Collection[str] = HEADS) -> Model:
+def convert_to_int8(model: Model, threshold: float = THRESHOLD, skip: Collection[str] = HEADS) -> Model:
     """Replace every `nn.Linear` inside the model by an `Int8Linear`, in place.
 
     Args:

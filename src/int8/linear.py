@@ -1,6 +1,6 @@
 """Int8Linear: a frozen linear layer that holds its weight as int8 codes and multiplies by LLM.int8().
 
-    y = x Ŵᵀ + b,    Ŵ = weight_codes · weight_absmax / 127            (arXiv 2208.07339; see int8/matmul.py)
+    y = x Ŵ + b,    Ŵᵀ = weight_codes · weight_absmax / 127            (arXiv 2208.07339; see int8/matmul.py)
 
 One byte per weight and four per output feature, so 7B parameters take 7 GB. The codes are plain named buffers: they
 appear in `state_dict`, travel through safetensors, and are nothing special to distributed code.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from int8.matmul import int8_matmul
-from int8.quantize import dequantize_rowwise, quantize_rowwise
+from int8.quantize import THRESHOLD, dequantize_rowwise, quantize_rowwise
 
 # A weight is quantized this many elements at a time: temporaries stay at a few MB while a checkpoint streams in.
 QUANTIZE_ELEMENTS = 2**20
@@ -47,12 +47,14 @@ class Int8Linear(nn.Module):
         out_features: int,
         *,
         bias: bool = False,
-        threshold: float = 6.0,
+        threshold: float = THRESHOLD,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if not threshold >= 0:
-            raise ValueError(f"threshold must be 0 (no decomposition) or positive, got {threshold}: the paper's is 6.0")
+            raise ValueError(
+                f"threshold must be 0 (no decomposition) or positive, got {threshold}: the paper's is {THRESHOLD}"
+            )
         self.in_features = in_features
         self.out_features = out_features
         self.threshold = float(threshold)
@@ -63,7 +65,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, threshold: float = 6.0) -> Self:
+    def from_linear(cls, linear: nn.Linear, threshold: float = THRESHOLD) -> Self:
         """Quantize the weight of a linear layer, of any float dtype and on any device; the layer itself is left alone.
 
         Raises:
@@ -88,7 +90,7 @@ class Int8Linear(nn.Module):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Ŵ, the (N, K) weight this layer stands for."""
+        """Ŵᵀ (N, K): the weight this layer stands for, as `nn.Linear` would store it."""
         return dequantize_rowwise(self.weight_codes, self.weight_absmax, dtype)
 
     def extra_repr(self) -> str:

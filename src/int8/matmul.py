@@ -41,8 +41,11 @@ Where we differ from the paper: everything after the int32 sum is float32, round
 paper rounds V and O·W_O to fp16 and adds those). From bitsandbytes: activations keep their dtype (it casts to fp16), an
 outlier column leaves c_R entirely (there, its entries below the threshold still count), a row of zeros is no 0/0.
 
-Letters: M rows (all leading dimensions of X), K = d in-features, N = k out-features, o outlier columns. Weights are
-stored as `torch.nn.Linear` stores them, (N, K), so W_i8 of the formula is `weight_codes.T`.
+Letters: M rows (all leading dimensions of X), K = d in-features, N = k out-features, o outlier columns.
+
+Storage. W and Ŵ are (d, k) = (K, N) here and in every docstring below. What the functions take is stored as
+`torch.nn.Linear` stores it, transposed: `weight` is Wᵀ, (N, K); `weight_codes` and `weight_absmax` make Ŵᵀ, (N, K). So
+W_i8 is `weight_codes.T`, and where a formula has dY · Wᵀ the code has `grad @ weight`.
 """
 
 from typing import Any
@@ -66,7 +69,7 @@ product, and never the whole weight, which would cost the memory that int8 has s
 
 
 def int8_linear_trainable_reference(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
-    """The formula above as printed, from a float weight. Shapes: x (..., K), weight (N, K) -> (..., N) in x's dtype."""
+    """The formula above as printed. Shapes: x (..., K), weight = Wᵀ (N, K), float -> (..., N) in x's dtype."""
     X, W = _as_matrix(x).float(), weight.float().T
     outlier = outlier_columns(X, threshold)
     regular = _complement(outlier, X.shape[1])
@@ -112,12 +115,12 @@ def _complement(columns: Tensor, size: int) -> Tensor:
 
 
 def int8_matmul(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
-    """x · Ŵᵀ for a frozen weight stored as codes; differentiable in x.
+    """X·Ŵ for a frozen weight stored as the codes of Ŵᵀ; differentiable in X.
 
     Args:
         x: (..., K) float32, bfloat16 or float16. Under autocast it is cast as `nn.Linear` would cast it.
-        weight_codes: (N, K) int8.
-        weight_absmax: (N,) float32: Ŵ = weight_codes · weight_absmax / 127.
+        weight_codes: (N, K) int8, the transpose of W_i8.
+        weight_absmax: (N,) float32, c_W: one scale per row of the codes, Ŵᵀ = weight_codes · weight_absmax / 127.
         threshold: columns of x that reach it are multiplied in floating point; 0 disables that.
 
     Returns:
@@ -149,11 +152,11 @@ def int8_matmul(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshol
 
 
 def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
-    """x · Wᵀ in 8 bits for a float weight that is being trained; differentiable in both.
+    """XW in 8 bits for a float weight, stored as Wᵀ, that is being trained; differentiable in both.
 
     Args:
         x: (..., K) float32, bfloat16 or float16.
-        weight: (N, K) in x's dtype. Under autocast both are cast, so that a float32 master weight fits any x.
+        weight: Wᵀ, (N, K), in x's dtype. Under autocast both are cast, so that a float32 master weight fits any x.
         threshold: as for `int8_matmul`.
 
     Returns:
@@ -165,7 +168,7 @@ def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor
     >>> weight = torch.tensor([[1.0, 0.5, -1.0]], requires_grad=True)
     >>> y = int8_linear_trainable(torch.tensor([[1.0, -2.0, 20.0]]), weight, threshold=6.0)
     >>> y.sum().backward()
-    >>> weight.grad  # dW = dYᵀ X, from the X that was given, not from its codes
+    >>> weight.grad  # (dW)ᵀ, dW = Xᵀ · dY from the X that was given, not from its codes
     tensor([[ 1., -2., 20.]])
     """
     x, weight = _autocast(x, weight)
@@ -178,7 +181,7 @@ def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor
 def _decomposed_product(
     x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, outlier: Tensor, weight_outlier: Tensor
 ) -> Tensor:
-    """V + O·W_O. Shapes: x (M, K), codes (N, K), absmax (N,), outlier (o,), W_O as (N, o) float32 -> (M, N).
+    """V + O·W_O. Shapes: x (M, K), codes (N, K), absmax (N,), outlier (o,), W_Oᵀ (N, o) float32 -> (M, N).
 
     Outlier columns are blanked instead of cut out: a zero code adds nothing to the integer sum, and the weight's codes
     stay whole.
@@ -202,7 +205,7 @@ class _FrozenInt8Matmul(torch.autograd.Function):
         ctx.save_for_backward(weight_codes, weight_absmax)
         rows = _as_matrix(x)  # (M, K)
         outlier = outlier_columns(rows, threshold)
-        weight_outlier = dequantize_rowwise(weight_codes.index_select(1, outlier), weight_absmax)  # (N, o)
+        weight_outlier = dequantize_rowwise(weight_codes.index_select(1, outlier), weight_absmax)  # W_Oᵀ (N, o)
         output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
         return output.view(*x.shape[:-1], weight_codes.shape[0])
 
@@ -223,7 +226,7 @@ class _TrainableInt8Matmul(torch.autograd.Function):
         rows = _as_matrix(x)  # (M, K)
         outlier = outlier_columns(rows, threshold)
         weight_codes, weight_absmax = quantize_rowwise(weight.index_fill(1, outlier, 0) if outlier.numel() else weight)
-        weight_outlier = weight.index_select(1, outlier).float()  # (N, o)
+        weight_outlier = weight.index_select(1, outlier).float()  # W_Oᵀ (N, o)
         output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
         return output.view(*x.shape[:-1], weight.shape[0])
 
@@ -236,16 +239,17 @@ class _TrainableInt8Matmul(torch.autograd.Function):
         grad_x = grad_weight = None
         with without_autocast(grad.device):  # backward may be called inside autocast, which would cast once more
             if ctx.needs_input_grad[0]:
-                grad_x = (rows @ weight.to(dtype)).to(grad.dtype).view_as(x)
+                grad_x = (rows @ weight.to(dtype)).to(grad.dtype).view_as(x)  # dY · Wᵀ
             if ctx.needs_input_grad[1]:
-                grad_weight = (rows.t() @ _as_matrix(x).to(dtype)).to(grad.dtype)
+                grad_weight = (rows.t() @ _as_matrix(x).to(dtype)).to(grad.dtype)  # (Xᵀ · dY)ᵀ
         return grad_x, grad_weight, None
 
 
 def matmul_dequantized(grad: Tensor, weight_codes: Tensor, weight_absmax: Tensor) -> Tensor:
-    """dX = dY · Ŵ with Ŵ = dequantize_rowwise(codes, absmax, dY's dtype), a slice of columns at a time.
+    """dX = dY · Ŵᵀ with Ŵᵀ = dequantize_rowwise(codes, absmax, dY's dtype), the stored matrix, a slice at a time.
 
-    The slices are independent columns of dX: the result is that of one product, without ever holding the float weight.
+    The slices are columns of Ŵᵀ, and each gives its own columns of dX: the result is that of one product, without ever
+    holding the float weight.
 
     Shapes: grad (..., N), codes (N, K), absmax (N,) -> (..., K) in grad's dtype.
     """

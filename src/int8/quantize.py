@@ -26,6 +26,10 @@ SMALLEST_ABSMAX = 2.0**-119
 """Floor of the scales: an all-zero row gives zero codes, never 0/0, and 127 / absmax still fits float32 (< 2^128)."""
 
 
+THRESHOLD = 6.0
+"""α, from which on a feature is an outlier: enough for hardly any loss at any size (section 3.2)."""
+
+
 def quantize_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Give each row the scale under which its largest entry becomes ±127.
 
@@ -77,7 +81,7 @@ def outlier_columns(x: Tensor, threshold: float) -> Tensor:
 
     Args:
         x: (..., d); all leading dimensions together are the rows.
-        threshold: 6.0 in the paper; 0 means "no decomposition" and finds nothing.
+        threshold: `THRESHOLD` in the paper; 0 means "no decomposition" and finds nothing.
 
     Returns:
         (o,) int64, ascending. A column that holds a NaN counts (a NaN isn't below the threshold), so with a threshold

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from optim8bit.blockwise import n_blocks
-from optim8bit.step import Hyperparameters, Moments8bit, adam_update_, compiled_stages, plain_stages, step_8bit_
+from optim8bit.fast_step import Hyperparameters, adam_update_, compiled_stages, plain_stages, step_8bit_
+from optim8bit.step import Moments8bit
 
 MIN_8BIT_SIZE = 4096
 # Compiling takes 10 to 20 s on a CPU and saves about 4 ns an element and step on one core. From 16M elements on that is
@@ -153,7 +154,7 @@ class Adam8bit(torch.optim.Optimizer):
                 key = (state["step"], p.device)
                 if key not in hyperparameters:
                     hyperparameters[key] = _hyperparameters(group, *key)
-                self._update(p, state, hyperparameters[key], group, compiled)
+                self._update(p, p.grad, state, hyperparameters[key], group, compiled=compiled)
         return loss
 
     def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -166,16 +167,23 @@ class Adam8bit(torch.optim.Optimizer):
         return state
 
     def _update(
-        self, p: Tensor, state: dict[str, Any], h: Hyperparameters, group: dict[str, Any], compiled: bool
+        self,
+        p: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        h: Hyperparameters,
+        group: dict[str, Any],
+        *,
+        compiled: bool,
     ) -> None:
         decoupled = group["decoupled_weight_decay"]
         if _CODES[0] not in state:
-            adam_update_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], h, decoupled)  # type: ignore[arg-type]
+            adam_update_(p, grad, state["exp_avg"], state["exp_avg_sq"], h, decoupled=decoupled)
             return
         moments = Moments8bit(*(state[name] for name in _CODES))
         stages = compiled_stages(p.device) if compiled else plain_stages(p.device)
         weight = p.contiguous()
-        step_8bit_(weight, p.grad, moments, h, decoupled, group["block_size"], stages)  # type: ignore[arg-type]
+        step_8bit_(weight, grad, moments, h, decoupled=decoupled, block_size=group["block_size"], stages=stages)
         if weight is not p:  # p's strides are not those of its flat order
             p.copy_(weight)
 

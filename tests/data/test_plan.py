@@ -14,9 +14,7 @@ from data.plan import GROUP_MICRO_BATCHES, OPEN_ROWS
 SETTINGS = [
     {"order": "shuffle"},
     {"order": "group_by_length"},
-    {"order": "sequential"},
     {"order": "shuffle", "pack_to": 64},
-    {"order": "sequential", "pack_to": 64},
 ]
 lengths_of = st.lists(st.integers(1, 64), max_size=200)
 
@@ -47,8 +45,9 @@ def test_a_plan_is_a_function_of_lengths_seed_and_epoch(settings):
         return epoch_plan(lengths, micro_batch_size=4, seed=seed, epoch=epoch, **settings)
 
     assert plan(1, 2) == plan(1, 2)
-    assert (plan(1, 2) == plan(1, 3)) == (plan(1, 2) == plan(2, 2)) == (settings["order"] == "sequential")
-    assert (plan(1, 23) == plan(12, 3)) == (settings["order"] == "sequential")
+    assert plan(1, 2) != plan(1, 3)
+    assert plan(1, 2) != plan(2, 2)
+    assert plan(1, 23) != plan(12, 3)
 
 
 def test_a_plan_is_the_same_on_every_machine():
@@ -56,10 +55,6 @@ def test_a_plan_is_the_same_on_every_machine():
     assert flat(epoch_plan([1] * 10, micro_batch_size=2, seed=42, epoch=0)) == [9, 5, 2, 7, 0, 8, 3, 1, 6, 4]
     packed = epoch_plan(range(1, 9), micro_batch_size=2, seed=42, epoch=0, pack_to=8)
     assert packed == [[[1, 2], [7]], [[6, 0], [4]], [[5], [3]]]
-
-
-def test_sequential_keeps_the_order():
-    assert flat(epoch_plan([3] * 9, micro_batch_size=4, seed=0, epoch=0, order="sequential")) == list(range(9))
 
 
 def test_length_groups_pad_less_and_begin_with_the_longest():

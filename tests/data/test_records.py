@@ -99,6 +99,23 @@ def test_nesting_deeper_than_the_parser_goes(tmp_path):
         load_records(write(tmp_path, "[" * 200_000))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("rows.json", '[{"instruction": "a", "output": "b", "output": "c"}]', "rows.json"),
+        ("rows.jsonl", '\n{"instruction": "a", "output": "b", "output": "c"}', "rows.jsonl, line 2"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_rather_than_one_of_its_values_lost(tmp_path, name, text, place):
+    with pytest.raises(ValueError, match=re.escape(f"{place}: the key 'output' occurs twice in one object; keep one")):
+        load_records(write(tmp_path, text, name))
+
+
+def test_a_number_longer_than_python_reads(tmp_path):
+    with pytest.raises(ValueError, match=r"rows\.json: not valid JSON"):
+        load_records(write(tmp_path, "9" * 5000))
+
+
 def test_invalid_utf8_names_line_and_byte(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.json, line 2: byte 0xff at offset 2 is not UTF-8; convert"):
         load_records(write(tmp_path, b"[\n\xff]"))

@@ -87,18 +87,6 @@ def test_braces_in_texts_are_text(name, instruction, input):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("input", ["", "What is fever?"])
-def test_response_of_undoes_the_prompt(name, input):
-    template = PromptTemplate.named(name)
-    assert template.response_of(template.render("Answer this.", input) + " It is heat.\n") == "It is heat."
-
-
-def test_response_of_a_text_without_the_marker():
-    with pytest.raises(ValueError, match=r"no '### Response:' in 'hello'.*'alpaca'"):
-        PromptTemplate.named("alpaca").response_of("hello")
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
 def test_dictionary_and_file_round_trip(tmp_path, name):
     template = PromptTemplate.named(name)
     path = tmp_path / "stored.json"

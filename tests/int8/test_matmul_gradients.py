@@ -117,7 +117,9 @@ def test_gradients_agree_with_a_linear_over_the_decoded_weight():
 
 
 def test_int8_weight_gradient_needs_scales_per_column():
-    """Were dW = dYᵀX done in int8, its sum over rows would need dY and X quantized column-wise.
+    """Were dW = Xᵀ·dY done in int8, its sum over rows would need dY and X quantized column-wise.
+
+    Computed below as it is stored, the transpose: dYᵀ·X.
 
     bitsandbytes takes the codes of a row-wise quantized dY and scales by the absmax of its columns. Where rows of dY
     differ in size, as those of tokens do, the result has little to do with dW.

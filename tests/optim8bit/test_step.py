@@ -1,59 +1,18 @@
-import warnings
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
+from adam_steps import LR, decoded, fast_step, generator, uneven_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import optim8bit as oracle
 from torch import Tensor
 
-from optim8bit import Moments8bit, adam8bit_step_reference, dequantize_blockwise, dynamic_map
-from optim8bit.step import Hyperparameters, Stages, compiled_stages, plain_stages, step_8bit_
+from optim8bit import Moments8bit, adam8bit_step_reference, dynamic_map
 
-CPU = torch.device("cpu")
-LR = 1e-3
-OPTIONS = {"lr": LR, "betas": (0.9, 0.999), "eps": 1e-8}
 # |m̂|/√v̂ of exact Adam is at most (1−β₁)/√(1−β₂) / √(1−β₁²/β₂) = 7.27 by Cauchy's inequality; storing multiplies it by
-# at most 2.74 (see step.py), and the next step adds its own gradient in quadrature: √(β₁²/β₂·(2.74·7.27)² + 10) = 18.2.
+# at most 2.74, and the next step adds its own gradient in quadrature: √(β₁²/β₂·(2.74·7.27)² + 10) = 18.2. Derived in
+# docs/optim8bit.md, and proven for one storing only.
 BOUND_AFTER_STORING = 18.2
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def fast_step(
-    p: Tensor,
-    grad: Tensor,
-    moments: Moments8bit,
-    *,
-    step: int,
-    weight_decay: float = 0.0,
-    decoupled: bool = True,
-    block_size: int = 256,
-    stages: Stages | None = None,
-) -> tuple[Tensor, Moments8bit]:
-    """The in-place step on copies, with the reference's signature."""
-    p, moments = p.clone(), Moments8bit(*(t.clone() for t in moments))
-    h = Hyperparameters.at_step(step, weight_decay=weight_decay, **OPTIONS)
-    step_8bit_(p, grad, moments, h, decoupled, block_size, stages or plain_stages(CPU))
-    return p, moments
-
-
-def decoded(moments: Moments8bit, block_size: int = 256) -> tuple[Tensor, Tensor]:
-    return (
-        dequantize_blockwise(moments.m_codes, moments.m_absmax, signed=True, block_size=block_size),
-        dequantize_blockwise(moments.v_codes, moments.v_absmax, signed=False, block_size=block_size),
-    )
-
-
-def uneven_gradients(shape: tuple[int, ...], steps: int) -> list[Tensor]:
-    """Log-normal in scale over the elements, one in ten zero."""
-    g = generator(3)
-    scale = (2 * torch.randn(shape, generator=g)).exp()
-    return [scale * torch.randn(shape, generator=g) * (torch.rand(shape, generator=g) > 0.1) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
@@ -82,74 +41,8 @@ def test_reference_equals_the_float64_oracle(decoupled: bool, check_bound) -> No
             )
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(7,), (256,), (1000,), (300, 301), (70_000,)])
-def test_fast_equals_reference(shape: tuple[int, ...], dtype: torch.dtype, decoupled: bool) -> None:
-    p = torch.randn(shape, generator=generator(0)).to(dtype)
-    fast, reference = (p, Moments8bit.zeros_like(p, 256)), (p, Moments8bit.zeros_like(p, 256))
-    for step, grad in enumerate(uneven_gradients(shape, 2), start=1):
-        options = {"step": step, "weight_decay": 0.1, "decoupled": decoupled}
-        fast = fast_step(fast[0], grad.to(dtype), fast[1], **options)
-        reference = adam8bit_step_reference(reference[0], grad.to(dtype), reference[1], lr=LR, **options)
-        assert fast[0].dtype == dtype
-        assert torch.equal(fast[0], reference[0])
-        assert all(map(torch.equal, fast[1], reference[1]))
-
-
-@pytest.mark.parametrize("block_size", [1, 10, 2048, 10**6])
-def test_fast_equals_reference_in_other_block_sizes(block_size: int) -> None:
-    p = torch.randn(5000, generator=generator(0))
-    grad = torch.randn(5000, generator=generator(1))
-    moments = Moments8bit.zeros_like(p, block_size)
-    fast = fast_step(p, grad, moments, step=1, block_size=block_size)
-    reference = adam8bit_step_reference(p, grad, moments, step=1, lr=LR, block_size=block_size)
-    assert torch.equal(fast[0], reference[0])
-    assert all(map(torch.equal, fast[1], reference[1]))
-
-
-@pytest.fixture
-def freshly_compiled() -> Iterator[None]:
-    compiled_stages.cache_clear()
-    torch.compiler.reset()
-    yield
-    compiled_stages.cache_clear()
-    torch.compiler.reset()
-
-
-def test_compiled_equals_plain(freshly_compiled: None, check_bound) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="8-bit Adam runs uncompiled")
-        stages = compiled_stages(CPU)
-    assert stages.encode is not plain_stages(CPU).encode
-    small = stages._replace(chunk=1024)  # several chunks, the last of another length, and a shorter last block
-    p = torch.randn(3_000, generator=generator(0))
-    plain = compiled = p, Moments8bit.zeros_like(p, 256)
-    grads = uneven_gradients((3_000,), 3)
-    grads[1][[5, 600]] = torch.tensor([torch.nan, torch.inf])
-    for step, grad in enumerate(grads, start=1):
-        plain = fast_step(*plain[:1], grad, plain[1], step=step, weight_decay=0.1)
-        compiled = fast_step(*compiled[:1], grad, compiled[1], step=step, weight_decay=0.1, stages=small)
-        assert all(map(torch.equal, plain[1], compiled[1]))
-        # The plain square root may be a vector library's that is off in the last place: then so is the parameter.
-        check_bound("Adam8bit step: compiled vs plain, parameters", (plain[0] - compiled[0]).abs().max(), 3 * 2**-22)
-
-
-def test_without_a_compiler_the_plain_step_runs_and_says_so_once(
-    freshly_compiled: None, monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # or an earlier run's object code would do
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-such-compiler"),))
-    with pytest.warns(UserWarning, match="8-bit Adam runs uncompiled, which is slower"):
-        stages = compiled_stages(CPU)
-    assert stages == plain_stages(CPU)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert compiled_stages(CPU) == stages
-
-
 def test_how_much_storing_can_change_the_ratio_of_m_to_root_v() -> None:
-    """The two factors of step.py's bound: the most that rounding raises |m|, and lowers a v kept positive."""
+    """The bound's two factors: the most that rounding raises |m|, and lowers a v kept positive."""
     m_values, v_values = dynamic_map(True)[127:].double(), dynamic_map(False).double()
     raised = m_values[1:] / ((m_values[:-1] + m_values[1:]) / 2)
     lowered = ((v_values[1:-1] + v_values[2:]) / 2) / v_values[1:-1]

@@ -1,0 +1,70 @@
+"""Multiple-choice exams: one `Question` type, and readers for the layouts in which exams are published.
+
+| layout | recognised by | answer |
+|---|---|---|
+| USMLE self-assessment (MedAlpaca, arXiv 2304.08247) | a folder with `step1.json`, ... | `step1_solutions.json` |
+| MedQA | JSONL, or a JSON list, of rows with `answer_idx` | `answer_idx` |
+| Medbullets | JSON object of columns `question`, `opa`, `opb`, ... | `answer_idx` |
+| PubMedQA | JSON object of articles with `QUESTION`, `CONTEXTS` | `final_decision`: yes, no or maybe |
+
+question.py    `Question`, checked             medqa.py, medbullets.py, pubmedqa.py    one layout each
+usmle.py       the folder of step files
+"""
+
+from pathlib import Path
+
+from data.exams.medbullets import read_medbullets
+from data.exams.medqa import read_medqa
+from data.exams.pubmedqa import read_pubmedqa
+from data.exams.question import Question
+from data.exams.usmle import read_step, read_steps
+from data.records import LINE_SUFFIXES, read_json, read_lines
+
+__all__ = ["Question", "load_exam"]
+
+
+def load_exam(path: Path | str) -> list[Question]:
+    """Read an exam in any of the layouts above; which one is told from the content.
+
+    Args:
+        path: a folder or a file.
+
+    Returns:
+        At least one question, in the exam's order.
+
+    Raises:
+        ValueError: an unknown layout or a bad question; the message names file, question and remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; check the path of the exam")
+    questions = read_steps(path) if path.is_dir() else _read_file(path)
+    if not questions:
+        raise ValueError(f"{path}: no question left to ask; the file is empty, or all its questions need images")
+    known: set[str] = set()
+    for question in questions:
+        if question.id in known:
+            raise ValueError(f"{path}: question {question.id} occurs twice; number the questions uniquely")
+        known.add(question.id)
+    return questions
+
+
+def _read_file(path: Path) -> list[Question]:
+    if path.suffix in LINE_SUFFIXES:
+        content = [row for _, _, row in read_lines(path)]
+    else:
+        content = read_json(path, remedy="a file of one object per line needs the suffix .jsonl")
+    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        if "answer_idx" in content[0]:
+            return read_medqa(path, content)
+        if "no" in content[0]:
+            return read_step(path)
+    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+        if {"question", "opa", "answer_idx"} <= content.keys():
+            return read_medbullets(path, content)
+        if "QUESTION" in next(iter(content.values())):
+            return read_pubmedqa(path, content)
+    raise ValueError(
+        f"{path}: no exam layout is recognised; expected a folder of step1.json files, MedQA rows (with answer_idx), "
+        "Medbullets columns (question, opa, answer_idx) or PubMedQA articles (QUESTION, CONTEXTS)"
+    )
