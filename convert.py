@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Change a checkpoint, never in place: the result goes to a new directory, with the tokenizer if there is one.
+"""Change a checkpoint, never in place: the result goes to a new directory, with tokenizer and prompt template if any.
 
     python convert.py layout SRC DST --layout meta --dtype bfloat16    Hugging Face's layout <-> Meta's, another dtype
     python convert.py layout SRC DST --max-shard-size 2GB              the same weights in other pieces
@@ -9,7 +8,6 @@ SRC and BASE may be in any layout; it is found out. See each command's --help.
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from llama import TOKENIZER_FILE
 from llama.checkpoint import convert_checkpoint, load_checkpoint, save_checkpoint
 from lora import load_adapter, merge_lora
+from recipe import copy_companions, plain_errors
 
-TOKENIZER = "tokenizer.model"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 LayoutName = Literal["hf", "meta"]
@@ -55,7 +54,7 @@ def layout(
     convert_checkpoint(
         src, dst, layout, parse_size(max_shard_size), dtype=dtype_of(dtype), model_parallel=model_parallel
     )
-    copy_tokenizer(src, dst)
+    take_along(dst, tokenizer=src, prompts=[src])
 
 
 @app.command
@@ -75,13 +74,13 @@ def merge(
         adapter: directory with adapter_config.json.
         out: directory to make.
         layout: hf (config.json, safetensors) or meta (params.json, consolidated.*.pth).
-        dtype: in which the sum is rounded and written; "stored" is the base's.
+        dtype: in which the base is read and the sum rounded and written; "stored" is the base's.
     """
     require_new(out)
     model = load_checkpoint(base, dtype=dtype_of(dtype))
     merge_lora(load_adapter(model, adapter), unload=True)
     save_checkpoint(model, out, layout, parse_size(max_shard_size), progress=True)
-    copy_tokenizer(base, out)
+    take_along(out, tokenizer=base, prompts=[adapter, base])
 
 
 def require_new(folder: Path) -> None:
@@ -90,12 +89,10 @@ def require_new(folder: Path) -> None:
         raise ValueError(f"{folder} exists and is not an empty directory: name a new one")
 
 
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Take the tokenizer along, or say that there was none."""
-    if (source / TOKENIZER).is_file():
-        shutil.copyfile(source / TOKENIZER, destination / TOKENIZER)
-    else:
-        print(f"note: {source} holds no {TOKENIZER}; copy the model's own into {destination}", file=sys.stderr)
+def take_along(to: Path, *, tokenizer: Path, prompts: Sequence[Path]) -> None:
+    """Copy what belongs to the weights, and say so if there was no tokenizer. Templates come with tuned models only."""
+    if TOKENIZER_FILE in copy_companions(to, tokenizer=tokenizer, prompts=prompts):
+        print(f"note: {tokenizer} holds no {TOKENIZER_FILE}; copy the model's own into {to}", file=sys.stderr)
 
 
 def dtype_of(name: DtypeName) -> torch.dtype | None:
@@ -117,10 +114,8 @@ def parse_size(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
-    try:
-        app.cli(args=arguments, description=__doc__)
-    except (ValueError, OSError) as error:
-        sys.exit(f"convert.py: {error}")
+    with plain_errors():
+        app.cli(args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,28 @@
 """Score an exam: how many multiple-choice questions does a model answer, and is that more than luck?
 
-load (recipe) ─▶ questions (data.exams) ─▶ score every option (evaluation) ─▶ table, worked examples, report.json
+    python evaluate.py                                                                the miniature on its own exams
+    python evaluate.py --show 5 --limit 20                                            with five worked examples
+    python evaluate.py --out before.json                                              keep the result, to compare with
+    python evaluate.py --adapter runs/demo/adapter --int8 --compare before.json       before and after
+    python evaluate.py --base DIR --template medalpaca --exam usmle --method letter   as MedAlpaca asks
+
+Nothing is generated: each option is scored by its log-probability as the answer, and the highest wins. The table gives
+95 % intervals, since 100 questions leave ten points to either side to luck; a comparison with an earlier report adds
+McNemar's exact test on the questions whose verdict changed.
+
+Methods:
+
+    text_per_token    mean log-probability of the option's tokens, the question alone in the prompt
+    text_per_byte     the same per UTF-8 byte, comparable between tokenizers
+    text              their sum, which favours short options
+    letter            options listed in the prompt, their letters compared, as MedAlpaca asks
 """
 
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 
@@ -17,43 +30,14 @@ import data.miniature
 import evaluation
 from data.exams import Question, load_exam
 from evaluation import Method, Result
-from recipe import load_for_inference
+from recipe import ModelOptions, plain_errors
 
 
 @dataclass(frozen=True)
 class Options:
-    """Score a LLaMA on a multiple-choice exam by the likelihood of each option.
+    """Score a LLaMA on a multiple-choice exam by the likelihood of each option."""
 
-    Nothing is generated: each option is scored by its log-probability as the answer, and the highest wins. The table
-    gives 95 % intervals, since 100 questions leave ten points to either side to luck; a comparison with an earlier
-    report adds McNemar's exact test on the questions whose verdict changed.
-
-    Methods:
-      text_per_token  mean log-probability of the option's tokens, the question alone in the prompt
-      text_per_byte   the same per UTF-8 byte, comparable between tokenizers
-      text            their sum, which favours short options
-      letter          options listed in the prompt, their letters compared, as MedAlpaca asks
-
-    For example:
-      python evaluate.py                                             the miniature on its own exams
-      python evaluate.py --show 5 --limit 20                         with five worked examples
-      python evaluate.py --out before.json                           keep the result, to compare with:
-      python evaluate.py --adapter runs/demo/adapter --int8 --compare before.json
-      python evaluate.py --base ../medalpaca-7b --template medalpaca --exam ../usmle --method letter
-    """
-
-    base: Path | None = None
-    """Checkpoint directory, Meta's or Hugging Face's layout; the bundled miniature by default."""
-    adapter: Path | None = None
-    """LoRA adapter (peft's format) trained on that base."""
-    int8: bool = False
-    """Hold the base in 8 bits (LLM.int8())."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights and activations; auto is bfloat16 on a GPU and for large models, else float32."""
-    device: str = "auto"
-    """auto takes a CUDA GPU if there is one."""
-    template: str | None = None
-    """Prompt template, by name or JSON file; by default the one saved with the adapter or base, else alpaca."""
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
     exam: Path | None = None
     """Folder of USMLE step files, or a file of MedQA, Medbullets or PubMedQA; by default the miniature's exams."""
@@ -86,14 +70,9 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, score, report."""
-    try:
-        run(tyro.cli(Options, args=arguments))
-    except (ValueError, OSError) as error:  # OSError names its file: a full disk, a folder without permission
-        sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"error: out of memory; lower --batch-size, or add --int8 ({error})")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    options = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    with plain_errors(out_of_memory="lower --batch-size, or add --int8"):
+        run(options)
 
 
 def run(options: Options) -> None:
@@ -106,18 +85,10 @@ def run(options: Options) -> None:
     if before:
         evaluation.check_same_questions(before.results, questions)
 
-    inference = load_for_inference(
-        options.base,
-        adapter=options.adapter,
-        int8=options.int8,
-        dtype=options.dtype,
-        template=options.template,
-        device=options.device,
-    )
-    description = f"{inference.description}, template {inference.template.name}"
+    inference = options.model.load()
     if before:
         console.print(f"before: {before.settings.get('description', options.compare)}", style="dim", markup=False)
-    console.print(f"{'after:  ' if before else ''}{description}", style="dim", markup=False)
+    console.print(f"{'after:  ' if before else ''}{inference.description}", style="dim", markup=False)
     started = time.perf_counter()
     results = evaluation.score_questions(
         inference.model,
@@ -143,8 +114,10 @@ def run(options: Options) -> None:
     console.print(f"{len(questions)} questions in {seconds:.1f} s", style="dim")
 
     if options.out:
-        chosen = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-        found = {"description": description, "exam": str(exam), "template": inference.template.name}
+        flags = asdict(options)
+        flags |= flags.pop("model")
+        chosen = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
+        found = {"description": inference.description, "exam": str(exam), "template": inference.template.name}
         settings = chosen | found | {"seconds": round(seconds, 3)}
         evaluation.write_report(options.out, results, settings)
         console.print(f"report: {options.out}", markup=False)

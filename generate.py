@@ -1,17 +1,23 @@
-"""Ask the model: one question, a file of questions, or a chat.
+"""Ask a LLaMA: one question, a file of questions, or a chat.
 
-load (recipe) ─▶ question ─template─▶ prompt ─tokenizer─▶ ids ─llama.decoding─▶ ids ─tokenizer─▶ answer
+    python generate.py "What is asthma?"                                                 one question
+    python generate.py --adapter runs/demo/adapter --int8                                a chat
+    python generate.py --prompts questions.txt --out answers.jsonl                       a file of questions
+    cat questions.txt | python generate.py                                               a pipe
+    python generate.py --adapter runs/demo/adapter --side-by-side                        base next to adapter
+    python generate.py --base DIR --adapter runs/medalpaca-7b-lora-8bit/adapter --int8   real weights
 
-Answers go to standard output, everything else to standard error.
+Each question is answered without memory of those before it: the models are tuned on single turns. Answers go to
+standard output, everything else to standard error.
 """
 
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import torch
 import tyro
@@ -24,29 +30,17 @@ from data.miniature import demo_questions
 from data.records import LINE_SUFFIXES, Record, read_rows, read_text, text_field
 from llama.decoding import beam_search, generate, generate_batch, stream_text
 from lora import adapters_disabled
-from recipe import Inference, load_for_inference
+from recipe import Inference, ModelOptions, plain_errors, prompt_ids
 
 NOTES = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Ask a LLaMA: one question, a file of questions, or a chat.
-
-    - python generate.py "What is asthma?"
-    - python generate.py --adapter runs/demo/adapter --int8                      (a chat)
-    - python generate.py --prompts questions.txt --out answers.jsonl
-    - cat questions.txt | python generate.py
-    - python generate.py "What is asthma?" --adapter runs/demo/adapter --side-by-side
-    - python generate.py --base llama-7b --int8 --adapter runs/medalpaca-lora-8bit-7b/adapter
-
-    Each question is answered without memory of those before it: the models are tuned on single turns.
-    """
+    """Ask a LLaMA: one question, a file of questions, or a chat."""
 
     question: tyro.conf.Positional[str | None] = None
     """The question, or instruction. Without one: a chat, or with --side-by-side the three questions of the demo."""
-    prompt: str | None = None
-    """The same as a flag."""
     input: str = ""
     """Further context for the question, where the template has a place for it."""
     instruction: str = ""
@@ -56,19 +50,9 @@ class Options:
     out: Path | None = None
     """With --prompts: where the answers go, as JSONL; by default standard output."""
     batch_size: int = 8
-    """With --prompts: questions answered at once. The answers do not depend on it."""
-    base: Path | None = None
-    """Checkpoint directory, Meta's or Hugging Face's layout; by default the bundled miniature."""
-    adapter: Path | None = None
-    """LoRA adapter (peft's format) trained on that base."""
-    int8: bool = False
-    """Hold the base in 8 bits: LLM.int8()."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of weights and activations; auto is bfloat16 on a GPU and for large models, else float32."""
-    device: str = "auto"
-    """auto takes a CUDA GPU if there is one."""
-    template: str | None = None
-    """Name (alpaca, medalpaca, ...) or JSON file; by default the one saved with the adapter or base, else alpaca."""
+    """With --prompts: questions answered at once. The answers do not depend on it, except a little
+    under --int8, which decides over the whole batch which columns stay in 16 bits."""
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     side_by_side: bool = False
     """Answer with the base and with the adapter, next to each other."""
     temperature: float = 0.0
@@ -89,10 +73,10 @@ class Options:
     """Of the draws: same seed, same answer. The n-th question of a file, from 0, takes seed + n."""
 
     def __post_init__(self) -> None:
-        given = (self.question, self.prompt, self.prompts)
+        no_adapter = self.model.adapter is None
         refused = {
-            "give only one of a question, --prompt and --prompts": given.count(None) < 2,
-            "--side-by-side compares the base with an adapter: give --adapter": self.side_by_side and not self.adapter,
+            "give a question or --prompts, not both": self.question is not None and self.prompts,
+            "--side-by-side compares the base with an adapter: give --adapter": self.side_by_side and no_adapter,
             "--instruction makes the question the input: drop --input": self.instruction and self.input,
             "--out is for a file of questions: give --prompts": self.out and not self.prompts,
             "--top-k and --top-p need a draw: give --temperature": not self.temperature and (self.top_k or self.top_p),
@@ -106,34 +90,24 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, load the model, answer."""
-    try:
-        run(tyro.cli(Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    options = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    with plain_errors(out_of_memory="lower --batch-size or --max-new-tokens, or add --int8"):
+        run(options)
 
 
 def run(options: Options) -> None:
     """Load the model and answer what was asked, in the way it was asked."""
     questions = read_questions(options) if options.prompts else []  # a bad file shows before the long load
-    inference = load_for_inference(
-        options.base,
-        adapter=options.adapter,
-        int8=options.int8,
-        dtype=options.dtype,
-        template=options.template,
-        device=options.device,
-    )
+    inference = options.model.load()
     NOTES.print(inference.description, style="dim")
-    asked = options.prompt if options.question is None else options.question
     if options.prompts:
         with options.out.open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
             answer_file(inference, options, questions, out)
-    elif asked is None and not options.side_by_side and sys.stdin.isatty():
+    elif options.question is None and not options.side_by_side and sys.stdin.isatty():
         chat(inference, options)
     else:
-        texts = [asked] if asked is not None else demo_questions() if options.side_by_side else sys.stdin
+        asked = demo_questions() if options.side_by_side else sys.stdin
+        texts = asked if options.question is None else [options.question]
         for text in filter(str.strip, texts):
             show(inference, options, as_record(options, text.strip()))
 
@@ -179,19 +153,19 @@ def chat(inference: Inference, options: Options) -> None:
 def answer(inference: Inference, options: Options, question: Record) -> Iterator[str]:
     """Yield the answer's text as it comes; a beam search has it all at once."""
     model, tokenizer = inference.model, inference.tokenizer
-    prompt_ids = encode_prompt(inference, question)
-    limit, stop_ids = token_limit(inference, options, prompt_ids), {tokenizer.eos_id}
+    prompt = encode_prompt(inference, question)
+    limit, stop_ids = token_limit(inference, options, prompt), {tokenizer.eos_id}
     if options.beams > 1:
-        found = beam_search(model, prompt_ids, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
+        found = beam_search(model, prompt, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
         ids: Iterator[int] = iter(found[0].ids)
     else:
         rng = torch.Generator().manual_seed(options.seed + question.row)
-        ids = generate(model, prompt_ids, max_new_tokens=limit, stop_ids=stop_ids, generator=rng, **sampling(options))
+        ids = generate(model, prompt, max_new_tokens=limit, stop_ids=stop_ids, generator=rng, **sampling(options))
     yield from stream_text(tokenizer, ids, options.stop, continues=True)
 
 
 def answer_batch(inference: Inference, options: Options, questions: list[Record]) -> list[str]:
-    """The answers to several questions at once, each as if it were asked alone."""
+    """The answers to several questions at once, each as if it were asked alone (see --batch-size)."""
     if options.beams > 1:
         return ["".join(answer(inference, options, question)).strip() for question in questions]
     prompts = [encode_prompt(inference, question) for question in questions]
@@ -223,17 +197,13 @@ def answer_file(inference: Inference, options: Options, questions: list[Record],
 
 
 def encode_prompt(inference: Inference, question: Record) -> list[int]:
-    """The prompt's ids, with BOS.
-
-    A space at its end is left to the answer: in training it belonged to the piece of the first word, "▁Yes".
-    """
-    prompt = inference.template.render(question.instruction, question.input)
-    return inference.tokenizer.encode(prompt.rstrip(" "), bos=True)
+    """The question as token ids for the model to continue."""
+    return prompt_ids(inference.template, inference.tokenizer, question.instruction, question.input)
 
 
-def token_limit(inference: Inference, options: Options, prompt_ids: list[int]) -> int:
+def token_limit(inference: Inference, options: Options, prompt: list[int]) -> int:
     """The most tokens an answer may have: as many as asked for, or as the window leaves after the prompt."""
-    return min(options.max_new_tokens, max(1, inference.model.config.max_seq_len - len(prompt_ids)))
+    return min(options.max_new_tokens, max(1, inference.model.config.max_seq_len - len(prompt)))
 
 
 def sampling(options: Options) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Fine-tune a LLaMA: every weight, LoRA adapters, or LoRA adapters on an 8-bit base with an 8-bit optimizer.
 
     python train.py --config configs/miniature-lora-8bit.toml                  the bundled miniature, in minutes
@@ -12,11 +11,10 @@ checkpoint, metrics.jsonl, the resolved config.toml and loss.png.
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -26,44 +24,42 @@ import torch
 import tyro
 
 from data import Batch, Example, collate
+from int8 import integer_backend
 from llama import Llama, Tokenizer, generate
+from lora import trainable_summary
 from recipe import (
     RunConfig,
     RunData,
     build_model,
     build_optimizer,
+    digest,
     dry_run,
     load_run_data,
     load_tokenizer,
     pick_device,
+    plain_errors,
     plan_steps,
+    planned_state,
     preview,
+    prompt_ids,
     read_config,
     save_result,
-    steps_per_epoch,
     write_config,
 )
 from training import (
     MetricsLog,
-    Progress,
+    RunPosition,
     checkpoints,
     learning_rate_factor,
     load_state,
-    memory_gb,
     optimizer_step,
+    peak_memory_gb,
     plot_losses,
     save_state,
     training_progress,
     validation_loss,
     warmup_steps,
 )
-
-# Settings that may differ between a run and its continuation: they shape no weight.
-FREE_TO_CHANGE = {
-    "train.output", "train.device", "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
-    "train.sample_answers", "train.tensorboard", "train.gradient_checkpointing", "model.base", "model.tokenizer",
-    "data.folder",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,83 +77,108 @@ class Arguments:
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    try:
-        if arguments.dry_run:
-            dry_run(arguments.run)
-        elif arguments.preview:
-            preview(arguments.run)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line; describe the run, or do it."""
+    remedies = "lower --train.micro-batch-size or --data.max-length, add --train.gradient-checkpointing"
+    with plain_errors(out_of_memory=f"{remedies}, or take --train.method lora-8bit"):
+        options = parse_arguments(arguments)
+        if options.dry_run:
+            dry_run(options.run)
+        elif options.preview:
+            preview(options.run)
         else:
-            train(arguments.run, resume=arguments.resume)
-    except (ValueError, OSError) as error:  # OSError names its file: a full disk, a folder without permission
-        sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        remedies = "lower --train.micro-batch-size or --data.max-length, add --train.gradient-checkpointing"
-        sys.exit(f"error: out of memory; {remedies}, or take --train.method lora-8bit ({error})")
-    except KeyboardInterrupt:
-        sys.exit(130)
+            train(options.run, resume=options.resume)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> None:
-    """Config → assemble → loop → adapter or checkpoint."""
+    """Config → data → model → loop → adapter or checkpoint. What can be wrong is found before the long load."""
     device = pick_device(config.train.device)
     torch.manual_seed(config.train.seed)
     tokenizer = load_tokenizer(config.model.tokenizer, config.model.base)
     data = load_run_data(config, tokenizer)
-    model = build_model(config, tokenizer, device)
-    optimizer = build_optimizer(model, config.optim)
-    steps = plan_steps(config, list(map(len, data.train)))
+    plan = plan_steps(config, list(map(len, data.train)))
+    rates = learning_rates(config, len(plan.steps))
     to_batch = batch_maker(config, tokenizer)
     validation = [to_batch([[example] for example in rows]) for rows in chunks(data.validation, config)]
-    autocast = partial(autocast_context, config, device)
+    fingerprint = {**config.fingerprint(), "data": digest(data)}
+    saved = saved_checkpoint(config, resume)
 
-    done = resume_state(config, model, optimizer) if resume else Progress(0, 0, fingerprint(config))
+    model = build_model(config, tokenizer, device)
+    optimizer = build_optimizer(model, config.optim)
+    done = load_state(saved, model, optimizer, fingerprint) if saved else RunPosition(0, 0, fingerprint)
     metrics = MetricsLog(config.output, after_step=done.step, tensorboard=config.train.tensorboard)
     write_config(config, config.output / "config.toml")
-    print_start(config, data, model, len(steps), device)
+    print_start(config, data, model, len(plan.steps), device)
 
-    warmup = warmup_steps(len(steps), steps=config.optim.warmup_steps, ratio=config.optim.warmup_ratio)
-    eval_every = config.train.eval_every or steps_per_epoch(config, steps)
+    autocast = partial(autocast_context, config, device)
     tokens = done.tokens
-    with training_progress(len(steps), done=done.step) as progress:
+    with training_progress(len(plan.steps), done=done.step) as progress:
 
         def validate(step: int) -> None:
             if validation:
-                loss = validation_loss(model, validation, autocast=autocast)
+                with progress.validating(len(validation)) as advance:
+                    loss = validation_loss(model, validation, autocast=autocast, after_batch=advance)
                 metrics.write(step, validation_loss=loss)
                 progress.say(f"step {step}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 50)):.2f}")
             answer_aloud(config, data, model, tokenizer, progress.say)
 
         if done.step == 0:
             validate(0)
-        for step, micro_batches in enumerate(steps[done.step :], start=done.step + 1):
+        for step in range(done.step + 1, len(plan.steps) + 1):
             started = time.perf_counter()
-            lr = config.optim.lr * learning_rate_factor(
-                step - 1, total_steps=len(steps), warmup_steps=warmup, schedule=config.optim.schedule
-            )
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = rates[step - 1]
+            micro_batches = plan.steps[step - 1]
             batches = [to_batch([[data.train[i] for i in row] for row in rows]).to(device) for rows in micro_batches]
             result = optimizer_step(model, optimizer, batches, clip=config.optim.clip, autocast=autocast)
             tokens += result.n_tokens
-            speed = result.n_tokens / (time.perf_counter() - started)
-            memory = memory_gb(device)
-            progress.update(step, loss=result.loss, lr=lr, tokens_per_second=speed, memory=memory)
-            if step % config.train.log_every == 0 or step == len(steps):
-                metrics.write(
-                    step, loss=result.loss, lr=lr, gradient_norm=result.gradient_norm, tokens=tokens,
-                    tokens_per_second=round(speed, 1), memory_gb=round(memory, 3),
-                )  # fmt: skip
-            if step % eval_every == 0 or step == len(steps):
+            figures = {
+                "loss": result.loss,
+                "lr": rates[step - 1],
+                "tokens_per_second": round(result.n_tokens / (time.perf_counter() - started), 1),
+                "memory_gb": round(peak_memory_gb(device), 3),
+            }
+            progress.update(step, **figures)
+            if step % config.train.log_every == 0 or step == len(plan.steps):
+                metrics.write(step, **figures, gradient_norm=result.gradient_norm, tokens=tokens)
+            if step in plan.evaluations:
                 validate(step)
             if config.train.save_every and step % config.train.save_every == 0:
-                state = Progress(step, tokens, fingerprint(config))
-                folder = config.output / "checkpoints"
-                save_state(folder, model, optimizer, state, keep=config.train.keep_checkpoints)
+                state = RunPosition(step, tokens, fingerprint)
+                save_state(checkpoint_folder(config), model, optimizer, state, keep=config.train.keep_checkpoints)
 
-    result_folder = save_result(model, config, data.template)
-    print_end(config, result_folder)
+    print_end(config, save_result(model, config, data.template))
+
+
+def learning_rates(config: RunConfig, n_steps: int) -> list[float]:
+    """The learning rate of every step."""
+    settings = config.optim
+    warmup = warmup_steps(n_steps, steps=settings.warmup_steps, ratio=settings.warmup_ratio)
+    rates = [
+        settings.lr * learning_rate_factor(step, total_steps=n_steps, warmup_steps=warmup, schedule=settings.schedule)
+        for step in range(n_steps)
+    ]
+    if not any(rates):
+        raise ValueError(f"all {n_steps} steps have a learning rate of zero: train longer, or warm up less")
+    return rates
+
+
+def saved_checkpoint(config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to go on from; a new run does not begin among those of an old one."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    found = checkpoints(checkpoint_folder(config))
+    if resume and not found:
+        raise ValueError(f"{checkpoint_folder(config)} holds nothing to resume; was train.save_every set?")
+    if found and not resume:
+        raise ValueError(f"{found[-1]} is of an earlier run: add --resume to go on, or choose another --output")
+    if resume:
+        print(f"resuming from {found[-1]}")
+    return found[-1] if resume else None
+
+
+def checkpoint_folder(config: RunConfig) -> Path:
+    """Where a run's resumable checkpoints lie."""
+    return config.output / "checkpoints"
 
 
 def batch_maker(config: RunConfig, tokenizer: Tokenizer) -> Callable[[Sequence[Sequence[Example]]], Batch]:
@@ -166,8 +187,8 @@ def batch_maker(config: RunConfig, tokenizer: Tokenizer) -> Callable[[Sequence[S
 
 
 def chunks(examples: Sequence[Example], config: RunConfig) -> list[Sequence[Example]]:
-    """Validation examples by length, so that little is padded, in micro-batches."""
-    size = config.train.micro_batch_size
+    """Validation examples by length, so that little is padded."""
+    size = 4 * config.train.micro_batch_size  # no activations are kept for a backward pass
     by_length = sorted(examples, key=len)
     return [by_length[start : start + size] for start in range(0, len(by_length), size)]
 
@@ -186,7 +207,7 @@ def answer_aloud(
     was_training = model.training
     model.eval()
     for record in data.questions[: config.train.sample_answers]:
-        prompt = tokenizer.encode(data.template.render(record.instruction, record.input).rstrip(" "), bos=True)
+        prompt = prompt_ids(data.template, tokenizer, record.instruction, record.input)
         room = model.config.max_seq_len - len(prompt)
         if room > 0:
             ids = generate(model, prompt, max_new_tokens=min(48, room), stop_ids=(tokenizer.eos_id,))
@@ -197,29 +218,17 @@ def answer_aloud(
     model.train(was_training)
 
 
-def resume_state(config: RunConfig, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
-    """Go back to the newest checkpoint of the run's directory."""
-    found = checkpoints(config.output / "checkpoints")
-    if not found:
-        raise ValueError(f"{config.output}/checkpoints holds nothing to resume; was train.save_every set?")
-    print(f"resuming from {found[-1]}")
-    return load_state(found[-1], model, optimizer, fingerprint(config))
-
-
-def fingerprint(config: RunConfig) -> dict[str, str]:
-    """Every setting that shapes the weights, by its full name."""
-    return {
-        f"{section}.{name}": repr(value)
-        for section, values in asdict(config).items()
-        for name, value in values.items()
-        if f"{section}.{name}" not in FREE_TO_CHANGE
-    }
-
-
 def print_start(config: RunConfig, data: RunData, model: Llama, n_steps: int, device: torch.device) -> None:
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """What is about to happen, and by which means."""
     print(f"{config.train.method} on {config.model.base or 'random weights'}, {config.train.precision}, {device}")
-    print(f"{trainable:,} trainable parameters, {n_steps:,} steps of {config.train.batch_size} rows")
+    if config.train.method == "lora-8bit":
+        print(f"int8 products by {integer_backend(device)}")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    summary = f"{trainable:,} trainable parameters" if config.train.method == "full" else trainable_summary(model)
+    print(f"{summary}; {n_steps:,} steps of {config.train.batch_size} rows")
+    if config.optim.name == "adamw8bit":
+        in_8bit, in_32bit = planned_state(model)
+        print(f"optimizer state: {in_8bit / 1e6:.2f} MB in 8 bits, {in_32bit / 1e6:.2f} MB in 32")
     for line in data.report.lines() if data.report else [f"{len(data.train):,} windows of text"]:
         print(line)
 
@@ -238,11 +247,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
-    try:
-        default = Arguments(path, run=read_config(path) if path else RunConfig())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    return tyro.cli(Arguments, args=argv, default=default, description=__doc__)
+    default = Arguments(path, run=read_config(path) if path else RunConfig())
+    return tyro.cli(Arguments, args=argv, default=default, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import torch
 from oracles.checkpoint_files import random_state, write_hf, write_meta
 
 import convert
+from data import PromptTemplate
+from llama import TOKENIZER_FILE
 from llama.checkpoint import load_checkpoint, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
+from recipe.companions import read_prompt, write_prompt
 
 
 @pytest.fixture
@@ -59,6 +62,23 @@ def test_merge_adds_the_update(source: Path, tmp_path: Path, check_bound: Callab
             assert torch.equal(weight, state[name]), name
 
 
+def test_the_prompt_template_goes_along(source: Path, tmp_path: Path) -> None:
+    """Of layout's source; of merge the adapter's, which was trained last, or else the base's."""
+    write_prompt(PromptTemplate.named("context_question"), source)
+    convert.main(["layout", str(source), str(tmp_path / "meta"), "--layout", "meta"])
+    assert read_prompt(tmp_path / "meta").name == "context_question"
+    adapter = tmp_path / "adapter"
+    save_adapter(add_lora(load_checkpoint(source, progress=False), LoraConfig(2, 4, 0.0, ("q_proj",))), adapter)
+    (adapter / TOKENIZER_FILE).write_bytes(b"not the base's")
+    for saved, expected in ((None, "context_question"), ("medalpaca", "medalpaca")):
+        if saved:
+            write_prompt(PromptTemplate.named(saved), adapter)
+        out = tmp_path / f"merged-{expected}"
+        convert.main(["merge", str(source), str(adapter), str(out)])
+        assert read_prompt(out).name == expected
+        assert (out / TOKENIZER_FILE).read_bytes() == b"pieces"
+
+
 def test_a_missing_tokenizer_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_meta(tmp_path / "meta", random_state())
     convert.main(["layout", str(source), str(tmp_path / "hf")])
@@ -71,7 +91,7 @@ def test_nothing_is_overwritten(command: list[str], source: Path, tmp_path: Path
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
     arguments = [command[0], str(source), *command[1:], str(tmp_path / "taken")]
-    with pytest.raises(SystemExit, match=r"convert\.py: .*taken exists and is not an empty directory"):
+    with pytest.raises(SystemExit, match=r"error: .*taken exists and is not an empty directory"):
         convert.main(arguments)
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["file"]
 
@@ -86,13 +106,13 @@ def test_nothing_is_overwritten(command: list[str], source: Path, tmp_path: Path
     ],
 )
 def test_refusals_are_one_line_and_a_failure(arguments: list[str], message: str, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=rf"convert\.py: .*{message}"):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
         convert.main(["layout", str(source), str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
 
 
 def test_int8_or_foreign_bases_are_not_merged_into(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"convert\.py: .*adapter"):
+    with pytest.raises(SystemExit, match=r"error: .*adapter"):
         convert.main(["merge", str(source), str(tmp_path / "no-adapter"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

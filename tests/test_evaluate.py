@@ -9,6 +9,7 @@ import torch
 import evaluate
 from llama import Llama, LlamaConfig, Tokenizer, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
+from recipe import ModelOptions, load_for_inference
 
 ORGANS = ["heart", "liver", "kidney", "spleen", "lung"]
 
@@ -31,8 +32,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes the model a good deal."""
-    from recipe import load_for_inference
-
     folder = tmp_path_factory.mktemp("adapter")
     model = load_for_inference(base, progress=False).model
     add_lora(
@@ -108,7 +107,9 @@ def test_before_and_after(base: Path, adapter: Path, exam: Path, tmp_path: Path,
     assert "gained" in text
     described = " ".join(text.split())  # the console wraps long lines
     assert "before: " in described
-    assert "int8 + float32, adapter" in described[described.index("after: ") :]
+    after_line = described[described.index("after: ") :]
+    assert "int8 by " in after_line and "float32, adapter" in after_line
+    assert "template alpaca (default: none was saved)" in after_line
     old, new = (json.loads(path.read_text()) for path in (before, after))
     assert old["settings"]["int8"] is False
     assert new["settings"]["int8"] is True
@@ -148,6 +149,7 @@ def test_methods_and_templates(base: Path, exam: Path, method: str, tmp_path: Pa
     run("--base", base, "--exam", exam, "--method", method, "--template", "medalpaca", "--out", out)
     settings = json.loads(out.read_text())["settings"]
     assert (settings["method"], settings["template"]) == (method, "medalpaca")
+    assert "template medalpaca (as asked)" in settings["description"]
     assert method in capsys.readouterr().out
 
 
@@ -166,7 +168,7 @@ def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded
 ) -> None:
     out = tmp_path / "report.json"
     run("--base", base, "--exam", exam, "--limit", 1, "--out", out)
-    monkeypatch.setattr(evaluate, "load_for_inference", None)
+    monkeypatch.setattr(ModelOptions, "load", None)
     message = refused(capsys, "--base", base, "--exam", exam, "--compare", out)
     assert "8 occur in one only" in message
     assert "same --exam and --limit" in message
@@ -217,14 +219,15 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--help")
     text = capsys.readouterr().out
-    for field in dataclasses.fields(evaluate.Options):
+    fields = [*dataclasses.fields(evaluate.Options), *dataclasses.fields(ModelOptions)]
+    for field in (field for field in fields if field.name != "model"):
         assert f"--{field.name.replace('_', '-')}" in text
-    assert "\n  python evaluate.py --out before.json" in text  # the examples keep their lines
+    assert "\n    python evaluate.py --out before.json" in text  # the examples keep their lines
 
 
 def test_the_bundled_miniature_sits_its_own_exams(tmp_path: Path, capsys) -> None:
     out = tmp_path / "report.json"
-    run("--limit", 20, "--out", out)
+    run("--base", "miniature", "--limit", 20, "--out", out)
     report = json.loads(out.read_text())
     assert report["accuracy"].keys() >= {"step1", "step2", "step3", "seen", "unseen", "all"}
     assert len(report["questions"]) == 60

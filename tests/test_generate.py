@@ -17,7 +17,7 @@ from data import PromptTemplate, Record
 from llama.decoding import beam_search, generate
 from llama.tokenizer import Tokenizer
 from lora import LoraConfig, adapters_disabled, add_lora
-from recipe import Inference
+from recipe import Inference, ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ["What is the treatment of asthma?", "What is gout?", "Fever"]
@@ -53,7 +53,7 @@ def inference(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Inferenc
             if name.endswith("lora_B"):
                 parameter.normal_(generator=generator)
     loaded = Inference(model.eval(), tokenizer, PromptTemplate.named("alpaca_short"), "a tiny model")
-    monkeypatch.setattr(script, "load_for_inference", lambda *_, **__: loaded)
+    monkeypatch.setattr(ModelOptions, "load", lambda _: loaded)
     return loaded
 
 
@@ -71,9 +71,8 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flag", [[], ["--prompt"]])
-def test_one_question(inference: Inference, capsys: pytest.CaptureFixture[str], flag: list[str]) -> None:
-    out = ask(capsys, *flag, QUESTIONS[0], "--input", "The patient wheezes.")
+def test_one_question(inference: Inference, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ask(capsys, QUESTIONS[0], "--input", "The patient wheezes.")
     assert out == expected(inference, QUESTIONS[0], "The patient wheezes.") + "\n"
 
 
@@ -212,17 +211,16 @@ def test_demo_questions(inference: Inference, capsys: pytest.CaptureFixture[str]
 
 def test_trailing_space_of_a_prompt_is_left_to_the_answer(inference: Inference, tokenizer: Tokenizer) -> None:
     template = PromptTemplate.named("context_question")
-    assert template.render("What is gout?", "").endswith(" ")
     asked = Inference(inference.model, tokenizer, template, "")
+    whole = tokenizer.encode(template.render("What is gout?") + "It is", bos=True)
     ids = script.encode_prompt(asked, Record("What is gout?", "", ""))
-    whole = tokenizer.encode(template.render("What is gout?", "") + "It is", bos=True)
-    assert whole[: len(ids)] == ids
+    assert ids == whole[: len(ids)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a question", "--prompt", "another"], "give only one of"),
+        (["a question", "--prompts", "questions.txt"], "give a question or --prompts, not both"),
         (["--side-by-side"], "give --adapter"),
         (["a question", "--out", "x.jsonl"], "give --prompts"),
         (["a question", "--instruction", "Answer", "--input", "context"], "drop --input"),
@@ -268,10 +266,10 @@ def test_errors_are_one_line(inference: Inference, arguments: list[str], message
 def test_bad_files_are_named_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
-    def load(*_: object, **__: object) -> None:
+    def load(_: ModelOptions) -> None:
         raise AssertionError("loaded a model before reading the questions")
 
-    monkeypatch.setattr(script, "load_for_inference", load)
+    monkeypatch.setattr(ModelOptions, "load", load)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit, match=f"error: .*{message}"):

@@ -19,24 +19,16 @@ Letters: B questions of a batch, R rows, T tokens of a row, L tokens of an optio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llama import KVCache, Llama
+from data import TokenEncoder, common_prefix
+from llama import Llama
+from llama.decoding.generation import new_cache, pad_left
 
 PAD = 0
-"""Any valid id serves: causal attention never looks right, and the cache masks what is padded on the left."""
-
-
-class Encoder(Protocol):
-    """What is needed of a tokenizer; `llama.Tokenizer` has it."""
-
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Token ids of a text."""
-        ...
+"""On the right any valid id serves: causal attention never looks there."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Choices:
 
 
 def encode_choices(
-    tokenizer: Encoder, prompt: str, continuations: Sequence[str], max_length: int | None = None, name: str = "?"
+    tokenizer: TokenEncoder, prompt: str, continuations: Sequence[str], max_length: int | None = None, name: str = "?"
 ) -> Choices:
     """Encode each option together with the prompt and split where all encodings still agree with the prompt's.
 
@@ -70,7 +62,7 @@ def encode_choices(
     alone = tokenizer.encode(prompt, bos=True)
     together = [tokenizer.encode(prompt + text, bos=True) for text in continuations]
     # At least one token is left to score, even where a tokenizer without bytes melts an unknown option into the prompt.
-    border = min(min(_agreement(alone, ids), len(ids) - 1) for ids in together)
+    border = min(min(common_prefix(alone, ids), len(ids) - 1) for ids in together)
     shared, options = alone[:border], [ids[border:] for ids in together]
     surplus = 0 if max_length is None else border + max(map(len, options)) - max_length
     if surplus <= 0:
@@ -90,19 +82,11 @@ def log_likelihoods(model: Llama, batch: Sequence[Choices]) -> list[list[float]]
     Prompts are padded on the left, so that all end in the same column of the cache. The batch's first options follow;
     the cache forgets them; the second ones follow, and so on.
     """
-    device, dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
-    prompt_len = max(len(choices.prompt) for choices in batch)
+    device = model.tok_embeddings.weight.device
+    prompts, padding = pad_left([choices.prompt for choices in batch], device)  # (B, T)
+    prompt_len = prompts.shape[1]
     option_len = max(len(option) for choices in batch for option in choices.options)
-    lacking = torch.tensor([prompt_len - len(choices.prompt) for choices in batch], device=device)
-    cache = KVCache(
-        model.config,
-        len(batch),
-        prompt_len + option_len - 1,
-        dtype=dtype,
-        device=device,
-        padding=lacking if lacking.any() else None,
-    )
-    prompts = torch.tensor([[PAD] * (prompt_len - len(c.prompt)) + c.prompt for c in batch], device=device)
+    cache = new_cache(model, len(batch), prompt_len + option_len - 1, padding)
     last = model.hidden_states(prompts, cache=cache)[:, -1:]  # (B, 1, C)
 
     sums: list[list[float]] = [[] for _ in batch]
@@ -139,11 +123,6 @@ def log_likelihoods_reference(model: nn.Module, batch: Sequence[Choices]) -> lis
             sums[-1].append(float(sum(terms)))
             r += 1
     return sums
-
-
-def _agreement(first: list[int], second: list[int]) -> int:
-    """Length of the longest common prefix."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _pad_right(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,19 +10,12 @@ An answer without a prefix joins the prompt as it does in training, with nothing
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
+from data import PromptTemplate
 from data.exams import Question
 
 Method = Literal["text_per_token", "text_per_byte", "text", "letter"]
-
-
-class Template(Protocol):
-    """What is needed of a prompt template; `data.PromptTemplate` has it."""
-
-    def render(self, instruction: str, input: str = "") -> str:
-        """The prompt up to where the answer begins."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,10 +46,9 @@ TEXT = Wording("Answer this question truthfully", False)
 """The instruction of most rows of Medical Meadow."""
 
 
-def pose(question: Question, template: Template, wording: Wording) -> tuple[str, dict[str, str]]:
+def pose(question: Question, template: PromptTemplate, wording: Wording) -> tuple[str, dict[str, str]]:
     """The prompt, and each option's continuation of it.
 
-    >>> from data import PromptTemplate
     >>> question = Question("1", "Which organ makes insulin?", {"A": "Liver", "B": "Pancreas"}, "B")
     >>> prompt, continuations = pose(question, PromptTemplate.named("alpaca_short"), LETTER)
     >>> print(prompt)

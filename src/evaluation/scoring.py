@@ -9,17 +9,17 @@ Under an int8 base scores move slightly with the batch's composition: outlier fe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from data import PromptTemplate, TokenEncoder
 from data.exams import Question
-from evaluation.likelihood import Choices, Encoder, encode_choices, log_likelihoods, log_likelihoods_reference
-from evaluation.prompts import Method, Template, Wording, pose
+from evaluation.likelihood import Choices, encode_choices, log_likelihoods, log_likelihoods_reference
+from evaluation.prompts import Method, Wording, pose
 from llama import Llama
 
 
@@ -74,9 +74,9 @@ class Result:
 
 def score_questions(
     model: nn.Module,
-    tokenizer: Encoder,
+    tokenizer: TokenEncoder,
     questions: Sequence[Question],
-    template: Template,
+    template: PromptTemplate,
     *,
     method: Method = "text_per_token",
     instruction: str | None = None,
@@ -116,8 +116,9 @@ def score_questions(
         choices.append(encode_choices(tokenizer, prompt, list(continuations.values()), max_length, question.id))
     _check_vocabulary(model, choices)
 
-    likelihoods = (
-        partial(log_likelihoods, model) if isinstance(model, Llama) else partial(log_likelihoods_reference, model)
+    # Only a Llama has a cache to read each prompt into.
+    scorer: Callable[..., list[list[float]]] = (
+        log_likelihoods if isinstance(model, Llama) else log_likelihoods_reference
     )
     # Longest first: what does not fit into memory fails at once, and neighbours need little padding.
     order = sorted(range(len(questions)), key=lambda i: -len(choices[i].prompt))
@@ -130,7 +131,7 @@ def score_questions(
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 rows = [choices[i] for i in batch]
-                for i, row in zip(batch, likelihoods(rows), strict=True):
+                for i, row in zip(batch, scorer(model, rows), strict=True):
                     results[i] = _result(questions[i], choices[i], row, method)
                 bar.advance(task, len(batch))
     finally:

@@ -1,18 +1,16 @@
-"""A run's settings, and `assemble`: the only place where llama, lora, int8, optim8bit and data meet.
+"""The only place where llama, lora, int8, optim8bit and data meet: to train a model, and to ask one.
 
-config.py       the settings, typed, with their defaults     config_file.py  the same in TOML
-assemble.py     settings -> model, optimizer; loading to ask  run_data.py     files -> examples, order of the whole run
-memory.py       predicted memory of a run                     dry_run.py      a run described before it costs anything
-prompt_file.py  the prompt template saved beside weights
+config.py        a run's settings, typed, with defaults       config_file.py  the same in TOML
+assemble.py      settings -> model, optimizer; the result     run_data.py     files -> examples, order of the whole run
+memory.py        predicted memory of a run                    dry_run.py      a run described before it costs anything
+inference.py     files -> a model ready to answer             companions.py   tokenizer and template travel with weights
+command_line.py  how the scripts fail
 """
 
 from recipe.assemble import (
-    Inference,
     build_model,
     build_optimizer,
-    bundled_base,
-    data_files,
-    load_for_inference,
+    checkpoint_folder,
     load_tokenizer,
     model_shape,
     pick_device,
@@ -20,22 +18,30 @@ from recipe.assemble import (
     save_result,
     storage_dtype,
 )
-from recipe.config import RunConfig
+from recipe.command_line import plain_errors
+from recipe.companions import copy_companions
+from recipe.config import MINIATURE, RunConfig
 from recipe.config_file import read_config, write_config
 from recipe.dry_run import dry_run, preview
-from recipe.memory import MemoryPlan, count_parameters, meta_model, predict_memory
-from recipe.run_data import RunData, load_run_data, plan_steps, steps_per_epoch
+from recipe.inference import Inference, ModelOptions, load_for_inference, prompt_ids
+from recipe.memory import MemoryPlan, count_parameters, meta_model, planned_state, predict_memory
+from recipe.run_data import RunData, RunPlan, data_files, digest, load_run_data, plan_steps
 
 __all__ = [
+    "MINIATURE",
     "Inference",
     "MemoryPlan",
+    "ModelOptions",
     "RunConfig",
     "RunData",
+    "RunPlan",
     "build_model",
     "build_optimizer",
-    "bundled_base",
+    "checkpoint_folder",
+    "copy_companions",
     "count_parameters",
     "data_files",
+    "digest",
     "dry_run",
     "load_for_inference",
     "load_run_data",
@@ -43,13 +49,15 @@ __all__ = [
     "meta_model",
     "model_shape",
     "pick_device",
+    "plain_errors",
     "plan_steps",
+    "planned_state",
     "predict_memory",
     "prepare_for_training",
     "preview",
+    "prompt_ids",
     "read_config",
     "save_result",
-    "steps_per_epoch",
     "storage_dtype",
     "write_config",
 ]

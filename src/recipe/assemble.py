@@ -1,12 +1,10 @@
-"""Where the packages meet: from settings to a model ready to train, and from files to a model ready to answer.
+"""From a run's settings to what it trains: the model, its optimizer, and at the end the files that are its result.
 
 checkpoint ──load──▶ Llama ──each block Linear as it arrives──▶ Int8Linear ──add_lora──▶ LoraLinear(Int8Linear)
            (llama)            (int8, method lora-8bit)                      (lora, methods lora and lora-8bit)
 """
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,53 +16,15 @@ import data.miniature
 from data import PromptTemplate
 from int8 import Int8Linear
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config, save_checkpoint
-from lora import LoraConfig, add_lora, load_adapter, save_adapter
+from lora import LoraConfig, add_lora, save_adapter
 from optim8bit import AdamW8bit, embeddings_in_32bit
+from recipe.companions import copy_companions, write_prompt
 from recipe.config import MINIATURE, OptimSection, RunConfig, ShapeSection
-from recipe.prompt_file import PROMPT_FILE, read_prompt, write_prompt
-
-TOKENIZER_FILE = "tokenizer.model"
-
-
-@dataclass(frozen=True)
-class Inference:
-    """A model ready to answer.
-
-    Attributes:
-        model: in eval mode, on its device.
-        template: how a question becomes a prompt.
-        description: one line: what was loaded, how, and onto what.
-    """
-
-    model: Llama
-    tokenizer: Tokenizer
-    template: PromptTemplate
-    description: str
-
-
-def bundled_base() -> Path:
-    """The miniature's pretrained checkpoint."""
-    return data.miniature.folder() / "base"
 
 
 def checkpoint_folder(base: str | Path) -> Path:
-    """The directory that `model.base` means."""
-    return bundled_base() if str(base) == MINIATURE else Path(base)
-
-
-def data_files(folder: str, files: tuple[str, ...]) -> list[tuple[Path, int | None]]:
-    """The data files with the number of rows to draw from each, from entries such as `name.json:1000`.
-
-    >>> data_files("meadow", ("flashcards.json", "wikidoc.json:10000"))
-    [(PosixPath('meadow/flashcards.json'), None), (PosixPath('meadow/wikidoc.json'), 10000)]
-    """
-    root = data.miniature.folder() if folder == MINIATURE else Path(folder)
-    parts = []
-    for entry in files:
-        name, _, count = entry.rpartition(":")
-        named = bool(name) and count.isdigit()
-        parts.append((root / (name if named else entry), int(count) if named else None))
-    return parts
+    """The directory that `--base` means."""
+    return data.miniature.folder() / "base" if str(base) == MINIATURE else Path(base)
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,7 +41,7 @@ def load_tokenizer(path: str, base: str) -> Tokenizer:
     """The tokenizer at `path`, or beside the base."""
     if not path and not base:
         raise ValueError("neither model.tokenizer nor model.base is set: give a tokenizer.model")
-    return Tokenizer(Path(path) if path else checkpoint_folder(base))
+    return Tokenizer(checkpoint_folder(path or base))
 
 
 def model_shape(config: RunConfig, vocab_size: int | None = None) -> LlamaConfig:
@@ -116,7 +76,10 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, device: torch.device, *
     """
     shape = model_shape(config, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape)
+    check_window(config, shape)
     dtype = storage_dtype(config)
+    with torch.device("meta"):
+        prepare_for_training(Llama(shape), config)  # a misspelt target shows here, not after the long load
     if config.model.base:
         folder = checkpoint_folder(config.model.base)
         model = load_checkpoint(
@@ -155,15 +118,20 @@ def storage_dtype(config: RunConfig) -> torch.dtype:
 def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
     """AdamW or AdamW8bit over what requires gradients.
 
-    Vectors (the norms' gains) are not decayed. Embeddings keep 32-bit state under adamw8bit.
+    Vectors (the norms' gains) are not decayed. Embeddings keep 32-bit state under adamw8bit. So does everything where
+    adamw trains 16-bit weights: torch's own would hold their moments in 16 bits, where v·0.999 rounds back to v.
     """
+    narrow = any(p.dtype.itemsize < 4 for p in model.parameters() if p.requires_grad)
+    ours = settings.name == "adamw8bit" or narrow
     groups: list[dict[str, Any]] = []
     for group in embeddings_in_32bit(model):
         matrices = [p for p in group["params"] if p.ndim >= 2]
         vectors = [p for p in group["params"] if p.ndim < 2]
         groups += [{**group, "params": matrices}] if matrices else []
         groups += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
-    optimizer = AdamW8bit if settings.name == "adamw8bit" else torch.optim.AdamW
+    if settings.name == "adamw":
+        groups = [{**group, "bits": 32} for group in groups]
+    optimizer = AdamW8bit if ours else torch.optim.AdamW
     return optimizer(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
@@ -172,73 +140,12 @@ def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Pa
     if config.train.method == "full":
         folder = config.output / "model"
         save_checkpoint(model, folder, layout="hf")
-        tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else checkpoint_folder(config.model.base)
-        shutil.copyfile(tokenizer / TOKENIZER_FILE if tokenizer.is_dir() else tokenizer, folder / TOKENIZER_FILE)
+        copy_companions(folder, tokenizer=Path(config.model.tokenizer or checkpoint_folder(config.model.base)))
     else:
         folder = config.output / "adapter"
         save_adapter(model, folder, base_model=config.model.base, require_trained=True)
     write_prompt(template, folder)
     return folder
-
-
-def load_for_inference(
-    base: Path | None,
-    *,
-    adapter: Path | None = None,
-    int8: bool = False,
-    dtype: str = "auto",
-    template: str | None = None,
-    device: str = "auto",
-    progress: bool = True,
-) -> Inference:
-    """Load a model to ask.
-
-    Args:
-        base: checkpoint directory; None means the bundled miniature.
-        adapter: directory of an adapter trained on that base.
-        int8: convert each block Linear to LLM.int8() as it arrives.
-        dtype: float32, bfloat16, float16 or auto (bfloat16 on a GPU and for models over 1 GB, else float32).
-        template: a template's name or JSON file; None takes the one saved with the adapter or base, else alpaca.
-
-    Raises:
-        ValueError: a file is missing, damaged or does not fit the others.
-    """
-    folder = bundled_base() if base is None else base
-    where = pick_device(device)
-    shape = read_config(folder)
-    tokenizer = Tokenizer(folder)
-    check_vocabulary(tokenizer, shape)
-    width = inference_dtype(dtype, shape, where)
-    convert = partial(Int8Linear.from_linear, threshold=6.0) if int8 else None
-    model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    prompt = choose_template(template, adapter, folder)
-    parts = [f"{folder}", f"{shape.n_parameters / 1e9:.3g}B parameters"]
-    parts.append(f"int8 + {str(width).removeprefix('torch.')}" if int8 else str(width).removeprefix("torch."))
-    parts += [f"adapter {adapter}"] if adapter is not None else []
-    return Inference(model.eval(), tokenizer, prompt, ", ".join([*parts, f"on {where}"]))
-
-
-def choose_template(name: str | None, adapter: Path | None, base: Path) -> PromptTemplate:
-    """The template asked for, or the one saved with the adapter or the base, or Alpaca's."""
-    if name is not None:
-        return PromptTemplate.find(name)
-    for folder in (adapter, base):
-        if folder is not None and (folder / PROMPT_FILE).exists():
-            return read_prompt(folder)
-    return PromptTemplate.named("alpaca")
-
-
-def inference_dtype(name: str, shape: LlamaConfig, device: torch.device) -> torch.dtype:
-    """The dtype that `--dtype` means."""
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name in named:
-        return named[name]
-    if name != "auto":
-        raise ValueError(f"dtype {name!r} must be one of auto, {', '.join(named)}")
-    small = shape.n_parameters * 4 < 1e9
-    return torch.float32 if small and device.type == "cpu" else torch.bfloat16
 
 
 def check_vocabulary(tokenizer: Tokenizer, shape: LlamaConfig) -> None:
@@ -247,6 +154,15 @@ def check_vocabulary(tokenizer: Tokenizer, shape: LlamaConfig) -> None:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the embedding {shape.vocab_size} rows: "
             "they do not belong together; give the tokenizer.model of this base"
+        )
+
+
+def check_window(config: RunConfig, shape: LlamaConfig) -> None:
+    """Rows may not be longer than the context the model was trained for."""
+    if config.data.max_length > shape.max_seq_len:
+        raise ValueError(
+            f"data.max_length = {config.data.max_length} exceeds the model's window of {shape.max_seq_len} tokens: "
+            "lower it; the model has never seen later positions"
         )
 
 

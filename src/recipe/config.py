@@ -4,17 +4,27 @@ A TOML file overrides some of them (`config_file.py`), the command line override
 those of the TOML tables and of the flags: `lr` in `[optim]` is `--optim.lr`. The docstrings below are the help texts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+
+from int8 import THRESHOLD
 
 Method = Literal["full", "lora", "lora-8bit"]
 Precision = Literal["float32", "bf16", "bf16-mixed"]
 
 MINIATURE = "miniature"
 """In `model.base` and `data.folder`: the world bundled with the project."""
+
+
+FREE_TO_CHANGE = {
+    *("model.base", "model.tokenizer", "data.folder"),
+    *("train.output", "train.device", "train.log_every", "train.eval_every", "train.save_every"),
+    *("train.keep_checkpoints", "train.sample_answers", "train.tensorboard", "train.gradient_checkpointing"),
+}
+"""Settings that may differ between a run and its continuation: they say where and how, and shape no weight."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class LoraSection:
 class Int8Section:
     """LLM.int8() (arXiv 2208.07339); read by the method lora-8bit."""
 
-    threshold: float = 6.0
+    threshold: float = THRESHOLD
     """Features that reach this magnitude are multiplied in 16 bits; 0 multiplies everything in 8."""
 
 
@@ -168,6 +178,7 @@ class RunConfig:
     train: TrainSection = field(default_factory=TrainSection)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         train, optim, data = self.train, self.optim, self.data
         if train.batch_size % train.micro_batch_size:
             raise ValueError(
@@ -183,17 +194,35 @@ class RunConfig:
             raise ValueError("give optim.warmup_steps or optim.warmup_ratio, not both")
         if data.validation_rows and data.validation_fraction:
             raise ValueError("give data.validation_rows or data.validation_fraction, not both")
-        if not 0 <= data.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction = {data.validation_fraction} must be in [0, 1)")
-        for name, value in (
-            ("train.micro_batch_size", train.micro_batch_size),
-            ("train.epochs", train.epochs),
-            ("train.log_every", train.log_every),
-            ("optim.lr", optim.lr),
-            ("data.max_length", data.max_length),
+        if data.packing and data.group_by_length:
+            raise ValueError("data.packing leaves nothing for data.group_by_length to do: set one of them")
+
+    def _check_numbers(self) -> None:
+        """Every number in its range, before anything divides by it."""
+        positive = "train.epochs train.batch_size train.micro_batch_size train.log_every train.keep_checkpoints"
+        positive += " optim.lr data.max_length"
+        not_negative = "train.max_steps train.eval_every train.save_every train.sample_answers optim.warmup_steps"
+        not_negative += " optim.clip optim.weight_decay data.validation_rows int8.threshold"
+        shares = "optim.warmup_ratio data.validation_fraction"
+        for names, fits, range_ in (
+            (positive, lambda value: value > 0, "positive"),
+            (not_negative, lambda value: value >= 0, "zero or more"),
+            (shares, lambda value: 0 <= value < 1, "in [0, 1)"),
         ):
-            if value <= 0:
-                raise ValueError(f"{name} = {value} must be positive")
+            for name in names.split():
+                section, field_name = name.split(".")
+                value = getattr(getattr(self, section), field_name)
+                if not fits(value):
+                    raise ValueError(f"{name} = {value} must be {range_}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """Every setting that shapes the weights, by its full name: what must agree when a run is resumed."""
+        return {
+            f"{section}.{name}": repr(value)
+            for section, values in asdict(self).items()
+            for name, value in values.items()
+            if f"{section}.{name}" not in FREE_TO_CHANGE
+        }
 
     @property
     def accumulation(self) -> int:

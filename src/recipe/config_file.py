@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from files import write_whole
 from recipe.config import RunConfig
 
 
@@ -37,7 +38,7 @@ def write_config(config: RunConfig, path: Path) -> None:
         values = getattr(config, section.name)
         lines += [f"{field.name} = {_toml(getattr(values, field.name))}" for field in dataclasses.fields(values)]
         lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path, "\n".join(lines).encode())
 
 
 def _override(default: Any, values: dict[str, Any], path: Path, prefix: str) -> Any:

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from data import example_text, histogram, print_preview
+from data import example_text, fill_ratio, histogram, print_preview
 from llama import LlamaConfig, Tokenizer
-from recipe.assemble import checkpoint_folder, load_tokenizer, model_shape
+from recipe.assemble import check_window, checkpoint_folder, load_tokenizer, model_shape
 from recipe.config import RunConfig
 from recipe.memory import MemoryPlan, ParameterCount, count_parameters, meta_model, predict_memory
 from recipe.run_data import RunData, load_run_data, plan_steps
@@ -30,6 +30,7 @@ def dry_run(config: RunConfig, console: Console | None = None) -> MemoryPlan:
         shape = LlamaConfig.named(config.shape.name)
     else:
         shape = model_shape(config, tokenizer.vocab_size if tokenizer else None)
+    check_window(config, shape)
     model = meta_model(config, shape)
     console.print(parameter_table(count_parameters(model), config))
     memory = predict_memory(model, config)
@@ -71,12 +72,13 @@ def memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
 def _describe_data(config: RunConfig, tokenizer: Tokenizer, console: Console) -> None:
     try:
         data = load_run_data(config, tokenizer)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a file that is not there
         console.print(f"no data: {error}", style="yellow")
         return
-    steps = plan_steps(config, list(map(len, data.train)))
+    steps = plan_steps(config, list(map(len, data.train))).steps
     tokens = sum(len(data.train[i]) for step in steps for rows in step for row in rows for i in row)
-    console.print(f"{len(steps):,} optimizer steps, {tokens:,} tokens")
+    filled = fill_ratio([rows for step in steps for rows in step], list(map(len, data.train)))
+    console.print(f"{len(steps):,} optimizer steps, {tokens:,} tokens, {1 - filled:.1%} of all positions are padding")
     _show(config, data, tokenizer, 1, console)
 
 

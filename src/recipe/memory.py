@@ -16,12 +16,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from int8 import Int8Linear
+from int8 import Int8Linear, convert_to_int8
 from int8.matmul import DECODE_ELEMENTS
 from llama import Llama, LlamaConfig
 from lora import LoraLinear
 from optim8bit import embeddings_in_32bit, planned_state_bytes
-from recipe.assemble import linear_conversion, prepare_for_training, storage_dtype
+from recipe.assemble import prepare_for_training, storage_dtype
 from recipe.config import RunConfig
 
 FLOAT32 = 4
@@ -59,13 +59,8 @@ def meta_model(config: RunConfig, shape: LlamaConfig) -> Llama:
     """The model of a run without its weights: every module, dtype and adapter in place, no memory."""
     with torch.device("meta"):
         model = Llama(shape).to(storage_dtype(config))
-        convert = linear_conversion(config)
-        if convert is not None:
-            for block in model.layers:
-                for parent in block.children():
-                    for name, child in list(parent.named_children()):
-                        if isinstance(child, nn.Linear):
-                            setattr(parent, name, convert(child))
+        if config.train.method == "lora-8bit":
+            convert_to_int8(model, config.int8.threshold)
         return prepare_for_training(model, config)
 
 
@@ -88,7 +83,7 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
     frozen = [p for p in model.parameters() if not p.requires_grad]
     int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
     width = product_width(config)
-    tokens = config.train.micro_batch_size * min(config.data.max_length, model.config.max_seq_len)
+    tokens = config.train.micro_batch_size * config.data.max_length
     logit_bytes = 2 * FLOAT32 + (width if width < FLOAT32 else 0)  # logits and their gradient, and a 16-bit copy
     return MemoryPlan(
         int8_weights=sum(m.weight_codes.numel() + FLOAT32 * m.weight_absmax.numel() for m in int8),
@@ -164,12 +159,18 @@ def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, train
 def optimizer_bytes(model: nn.Module, name: str) -> int:
     """Bytes of both moments of everything trainable, as `build_optimizer` groups it."""
     if name == "adamw":
-        return 2 * _bytes([p for p in model.parameters() if p.requires_grad])
-    return sum(
-        sum(planned_state_bytes(p.numel(), bits=group.get("bits", 8)))
+        return 2 * FLOAT32 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(planned_state(model))
+
+
+def planned_state(model: nn.Module) -> tuple[int, int]:
+    """Bytes of moments that adamw8bit will keep in 8 bits and in 32; a tiny model's adapters may all be too small."""
+    planned = [
+        planned_state_bytes(p.numel(), bits=group.get("bits", 8))
         for group in embeddings_in_32bit(model)
         for p in group["params"]
-    )
+    ]
+    return sum(state.in_8bit for state in planned), sum(state.in_32bit for state in planned)
 
 
 def _count(parameters: list[nn.Parameter], *, trainable: bool) -> int:

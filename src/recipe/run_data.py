@@ -1,9 +1,13 @@
 """From settings to examples: read the files, hold out validation rows, supervise, plan the order of the whole run."""
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import data.miniature
 from data import (
     Example,
     MixturePart,
@@ -18,8 +22,7 @@ from data import (
     text_examples,
 )
 from llama import Tokenizer
-from recipe.assemble import data_files
-from recipe.config import RunConfig
+from recipe.config import MINIATURE, RunConfig
 
 MicroBatch = list[list[int]]  # rows of indices into the training examples
 
@@ -41,6 +44,14 @@ class RunData:
     questions: list[Record]
 
 
+def digest(data: RunData) -> str:
+    """A short name for the training tokens, to notice on resume that the files have changed."""
+    tokens = hashlib.sha256()
+    for example in data.train:
+        tokens.update(array("q", example.token_ids).tobytes() + bytes(example.supervised))
+    return tokens.hexdigest()[:16]
+
+
 def load_run_data(config: RunConfig, tokenizer: Tokenizer, *, progress: bool = True) -> RunData:
     """Read and supervise everything `[data]` names.
 
@@ -53,6 +64,8 @@ def load_run_data(config: RunConfig, tokenizer: Tokenizer, *, progress: bool = T
         raise ValueError("data.files is empty: name the files to train on")
     parts = data_files(settings.folder, settings.files)
     if settings.objective == "text":
+        if counted := [path.name for path, samples in parts if samples is not None]:
+            raise ValueError(f"{counted[0]}: texts are taken whole; drop the number of rows behind the file's name")
         texts = load_texts([path for path, _ in parts])
         train, held_out = _split(texts, config)
         windows = partial(text_examples, tokenizer=tokenizer, max_length=settings.max_length, progress=progress)
@@ -75,14 +88,44 @@ def load_run_data(config: RunConfig, tokenizer: Tokenizer, *, progress: bool = T
     return RunData(examples, validation, template, report, held_out)
 
 
-def plan_steps(config: RunConfig, lengths: Sequence[int]) -> list[list[MicroBatch]]:
-    """Every optimizer step of the run: the micro-batches whose gradients it sums.
+@dataclass(frozen=True)
+class RunPlan:
+    """Every optimizer step of a run.
+
+    Attributes:
+        steps: per step, the micro-batches whose gradients it sums.
+        evaluations: the steps, counted from 1, after which to validate: each `eval_every`-th or the ends of the epochs,
+            and the last.
+    """
+
+    steps: list[list[MicroBatch]]
+    evaluations: frozenset[int]
+
+
+def data_files(folder: str, files: tuple[str, ...]) -> list[tuple[Path, int | None]]:
+    """The data files with the number of rows to draw from each, from entries such as `name.json:1000`.
+
+    >>> data_files("meadow", ("flashcards.json", "wikidoc.json:10000"))
+    [(PosixPath('meadow/flashcards.json'), None), (PosixPath('meadow/wikidoc.json'), 10000)]
+    """
+    root = data.miniature.folder() if folder == MINIATURE else Path(folder)
+    parts = []
+    for entry in files:
+        name, _, count = entry.rpartition(":")
+        named = bool(name) and count.isdigit()
+        parts.append((root / (name if named else entry), int(count) if named else None))
+    return parts
+
+
+def plan_steps(config: RunConfig, lengths: Sequence[int]) -> RunPlan:
+    """The order of the whole run.
 
     A pure function of settings and lengths, so that a resumed run goes on by index. Steps do not cross epochs; the last
     of an epoch may be smaller.
     """
     settings = config.data
-    steps = []
+    steps: list[list[MicroBatch]] = []
+    epoch_ends = set()
     for epoch in range(config.train.epochs):
         plan = epoch_plan(
             lengths,
@@ -93,12 +136,10 @@ def plan_steps(config: RunConfig, lengths: Sequence[int]) -> list[list[MicroBatc
             pack_to=settings.max_length if settings.packing else None,
         )
         steps += [plan[start : start + config.accumulation] for start in range(0, len(plan), config.accumulation)]
-    return steps[: config.train.max_steps or None]
-
-
-def steps_per_epoch(config: RunConfig, steps: Sequence[list[MicroBatch]]) -> int:
-    """Optimizer steps of one epoch, for pacing; packed epochs differ a little in length."""
-    return max(1, round(len(steps) / config.train.epochs)) if not config.train.max_steps else len(steps)
+        epoch_ends.add(len(steps))
+    steps = steps[: config.train.max_steps or None]
+    every = config.train.eval_every
+    return RunPlan(steps, frozenset({*(range(every, len(steps), every) if every else epoch_ends), len(steps)}))
 
 
 def _split(items: list, config: RunConfig) -> tuple[list, list]:

@@ -86,7 +86,7 @@ def test_padding_id_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_llama(), random_choices(4, RAGGED)
     first = log_likelihoods(model, batch)
     monkeypatch.setattr("evaluation.likelihood.PAD", 57)
-    assert log_likelihoods(model, batch) == first  # bit for bit: what is masked is multiplied by exactly 0
+    assert log_likelihoods(model, batch) == first  # bit for bit: no token that counts looks right
 
 
 def test_equal_options_tie_bit_for_bit() -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from data import PromptTemplate
 from int8 import Int8Linear
-from llama import Llama, LlamaConfig, Tokenizer, save_checkpoint
+from llama import Llama, Tokenizer, save_checkpoint
 from lora import LoraLinear
-from recipe import RunConfig, build_model, build_optimizer, data_files, load_for_inference, pick_device, save_result
-from recipe.assemble import choose_template, inference_dtype
-from recipe.config import LoraSection, ModelSection, OptimSection, ShapeSection, TrainSection
+from recipe import RunConfig, build_model, build_optimizer, load_for_inference, pick_device, save_result
+from recipe.companions import read_prompt
+from recipe.config import DataSection, LoraSection, ModelSection, OptimSection, ShapeSection, TrainSection
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,7 @@ def base(tmp_path_factory) -> Path:
 def config(base: Path, method: str, precision: str = "float32") -> RunConfig:
     return RunConfig(
         model=ModelSection(base=str(base)),
+        data=DataSection(max_length=64),
         lora=LoraSection(r=2, targets=("q_proj", "v_proj")),
         train=TrainSection(method=method, precision=precision),
     )
@@ -85,15 +86,33 @@ def test_optimizer_groups(base):
             decayed = group["weight_decay"] > 0
             assert all((p.ndim >= 2) == decayed for p in group["params"])
             embedding = any(p is model.tok_embeddings.weight for p in group["params"])
-            assert (group.get("bits") == 32) == embedding
+            if name == "adamw8bit":
+                assert (group["bits"] == 32) == embedding
+
+
+def test_rows_longer_than_the_window_are_refused(base):
+    settings = replace(config(base, "lora"), data=DataSection(max_length=65))
+    with pytest.raises(ValueError, match=r"max_length = 65 exceeds the model's window of 64"):
+        build(settings)
+
+
+def test_16_bit_weights_get_32_bit_moments(base):
+    """torch's AdamW would keep bf16 moments, where v·0.999 rounds back to v and a large gradient is never forgotten."""
+    model = build(config(base, "full", "bf16"))
+    optimizer = build_optimizer(model, OptimSection(name="adamw", lr=1e-3))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert all(value.dtype == torch.float32 for value in moments if value.numel() > 1)
+    assert isinstance(build_optimizer(build(config(base, "full")), OptimSection(name="adamw")), torch.optim.AdamW)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
     train_tokenizer(tmp_path)
     save_checkpoint(tiny_llama(0, vocab_size=300), tmp_path)
-    for load in (lambda: build(config(tmp_path, "lora")), lambda: load_for_inference(tmp_path, progress=False)):
-        with pytest.raises(ValueError, match="330 pieces, the embedding 300 rows"):
-            load()
+    with pytest.raises(ValueError, match="330 pieces, the embedding 300 rows"):
+        build(config(tmp_path, "lora"))
 
 
 def test_shape_is_checked_before_weights(base):
@@ -115,23 +134,25 @@ def test_results_carry_their_template(base, tmp_path):
     assert loaded.template.name == "medalpaca"
     ids = torch.tensor([[1, 5, 9]])
     assert torch.equal(loaded.model(ids), model.eval()(ids))
-    assert choose_template("alpaca_short", folder, base).name == "alpaca_short"
-    assert choose_template(None, None, base).name == "alpaca"
 
 
-def test_data_files(tmp_path):
-    assert data_files(str(tmp_path), ("a.json:10", "b.json", "c:d.json")) == [
-        (tmp_path / "a.json", 10),
-        (tmp_path / "b.json", None),
-        (tmp_path / "c:d.json", None),
-    ]
+def test_a_full_result_is_a_base_of_its_own(base, tmp_path):
+    """Whatever the tokenizer's file was called, the result has it under the usual name, and the run's template."""
+    named_otherwise = tmp_path / "pieces.model"
+    named_otherwise.write_bytes((base / "tokenizer.model").read_bytes())
+    settings = config(base, "full")
+    settings = replace(
+        settings,
+        model=replace(settings.model, tokenizer=str(named_otherwise)),
+        train=replace(settings.train, output=str(tmp_path)),
+    )
+    folder = save_result(build(settings), settings, PromptTemplate.named("medalpaca"))
+    assert (folder / "tokenizer.model").read_bytes() == named_otherwise.read_bytes()
+    assert read_prompt(folder).name == "medalpaca"
+    assert load_for_inference(folder, progress=False).template.name == "medalpaca"
 
 
-def test_devices_and_dtypes():
+def test_devices():
     assert pick_device("cpu") == CPU
     with pytest.raises(ValueError, match="cannot be used here"):
         pick_device("warp")
-    assert inference_dtype("auto", LlamaConfig.named("7B"), CPU) == torch.bfloat16
-    assert inference_dtype("auto", LlamaConfig(8, 8, 1, 2, 2, 8), CPU) == torch.float32
-    with pytest.raises(ValueError, match="auto, float32"):
-        inference_dtype("int4", LlamaConfig.named("7B"), CPU)

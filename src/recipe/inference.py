@@ -1,0 +1,138 @@
+"""From files to a model ready to answer: weights, tokenizer, adapter, and the prompt template they were trained on.
+
+checkpoint ──load──▶ Llama ──each block Linear as it arrives──▶ Int8Linear ──load_adapter──▶ LoraLinear(Int8Linear)
+           (llama)            (int8, with --int8)                           (lora, with --adapter)
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data import PromptTemplate, TokenEncoder
+from int8 import THRESHOLD, Int8Linear, integer_backend
+from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config
+from lora import load_adapter
+from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
+from recipe.companions import holder_of_prompt, read_prompt
+from recipe.config import MINIATURE
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+LARGE = 1e9
+"""Bytes of float32 weights from which on "auto" means bfloat16 on a CPU as well."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A model ready to answer.
+
+    Attributes:
+        model: in eval mode, on its device.
+        template: how a question becomes a prompt.
+        description: one line: what was loaded, how, onto what, and which template it is asked with, for which reason.
+    """
+
+    model: Llama
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    description: str
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The flags that say which model answers. Embed them in a script's options under an empty name."""
+
+    base: str = MINIATURE
+    """Checkpoint directory, in Meta's or Hugging Face's layout, or "miniature": the bundled one."""
+    adapter: Path | None = None
+    """LoRA adapter (peft's format) trained on that base."""
+    int8: bool = False
+    """Hold the base in 8 bits: LLM.int8()."""
+    int8_threshold: float = THRESHOLD
+    """With --int8: features that reach it are multiplied in 16 bits; take the one that an adapter was trained with."""
+    dtype: DtypeName = "auto"
+    """Of weights and activations; auto is bfloat16 on a GPU and for large models, else float32."""
+    device: str = "auto"
+    """auto takes a CUDA GPU if there is one."""
+    template: str | None = None
+    """Name (alpaca, medalpaca, ...) or JSON file; by default the one saved with the adapter or base, else alpaca."""
+
+    def load(self) -> Inference:
+        """Load what the flags say; see `load_for_inference`."""
+        return load_for_inference(
+            self.base,
+            adapter=self.adapter,
+            int8=self.int8,
+            int8_threshold=self.int8_threshold,
+            dtype=self.dtype,
+            device=self.device,
+            template=self.template,
+        )
+
+
+def load_for_inference(
+    base: str | Path = MINIATURE,
+    *,
+    adapter: Path | None = None,
+    int8: bool = False,
+    int8_threshold: float = THRESHOLD,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    progress: bool = True,
+) -> Inference:
+    """Load a model to ask. Arguments as in `ModelOptions`; `progress` shows a bar while weights are read.
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit the others.
+    """
+    folder = checkpoint_folder(base)
+    prompt, origin = choose_template(template, adapter, folder)
+    where = pick_device(device)
+    shape = read_config(folder)
+    tokenizer = Tokenizer(folder)
+    check_vocabulary(tokenizer, shape)
+    width = inference_dtype(dtype, shape, where)
+    convert = partial(Int8Linear.from_linear, threshold=int8_threshold) if int8 else None
+    model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    parts = [f"{folder}", f"{shape.n_parameters / 1e9:.3g}B parameters"]
+    parts += [f"int8 by {integer_backend(where)}"] if int8 else []
+    parts.append(str(width).removeprefix("torch."))
+    parts += [f"adapter {adapter}"] if adapter is not None else []
+    parts += [f"on {where}", f"template {prompt.name} ({origin})"]
+    return Inference(model.eval(), tokenizer, prompt, ", ".join(parts))
+
+
+def choose_template(name: str | None, adapter: Path | None, base: Path) -> tuple[PromptTemplate, str]:
+    """The template asked for, or the one saved with the adapter or the base, or Alpaca's; and which of these it is."""
+    if name is not None:
+        return PromptTemplate.find(name), "as asked"
+    holder = holder_of_prompt([base] if adapter is None else [adapter, base])
+    if holder is None:
+        return PromptTemplate.named("alpaca"), "default: none was saved"
+    return read_prompt(holder), f"saved with the {'adapter' if holder == adapter else 'base'}"
+
+
+def inference_dtype(name: str, shape: LlamaConfig, device: torch.device) -> torch.dtype:
+    """The dtype that `--dtype` means."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in named:
+        return named[name]
+    if name != "auto":
+        raise ValueError(f"dtype {name!r} must be one of auto, {', '.join(named)}")
+    small = shape.n_parameters * 4 < LARGE
+    return torch.float32 if small and device.type == "cpu" else torch.bfloat16
+
+
+def prompt_ids(template: PromptTemplate, tokenizer: TokenEncoder, instruction: str, input: str = "") -> list[int]:
+    """The ids that an answer is to continue, BOS first.
+
+    A space at the prompt's end is left to the answer: in training it belonged to the piece of the first word, "▁Yes".
+    (Where the answer is known, as in training and in scoring an exam, the joint encoding shows where it begins.)
+    """
+    return tokenizer.encode(template.render(instruction, input).rstrip(" "), bos=True)
