@@ -104,7 +104,7 @@ def run(options: Options) -> None:
 
     for question, result in evenly(list(zip(questions, results, strict=True)), options.show):
         console.print(evaluation.worked_example(question, result))
-    title = f"{exam}, by {options.method}"
+    title = f"{options.exam or 'the exams of the miniature'}, by {options.method}"
     if before:
         console.print(evaluation.comparison_table(evaluation.compare(before.results, results), title))
     else:

@@ -101,6 +101,7 @@ def run(options: Options) -> None:
     inference = options.model.load()
     NOTES.print(inference.description, style="dim")
     if options.prompts:
+        check_lengths(inference, options, questions)
         with options.out.open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
             answer_file(inference, options, questions, out)
     elif options.question is None and not options.side_by_side and sys.stdin.isatty():
@@ -194,6 +195,15 @@ def answer_file(inference: Inference, options: Options, questions: list[Record],
             row = {"instruction": question.instruction, "input": question.input, **answers}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
         out.flush()
+
+
+def check_lengths(inference: Inference, options: Options, questions: list[Record]) -> None:
+    """Refuse a file with a question that leaves no room for an answer, before the first is answered."""
+    window = inference.model.config.max_seq_len
+    for question in questions:
+        if (length := len(encode_prompt(inference, question))) >= window:
+            place = f"{options.prompts}: question {question.row + 1}"
+            raise ValueError(f"{place} has {length} tokens and fills the model's window of {window}: shorten it")
 
 
 def encode_prompt(inference: Inference, question: Record) -> list[int]:

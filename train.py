@@ -227,8 +227,10 @@ def print_start(config: RunConfig, data: RunData, model: Llama, n_steps: int, de
     summary = f"{trainable:,} trainable parameters" if config.train.method == "full" else trainable_summary(model)
     print(f"{summary}; {n_steps:,} steps of {config.train.batch_size} rows")
     if config.optim.name == "adamw8bit":
-        in_8bit, in_32bit = planned_state(model)
-        print(f"optimizer state: {in_8bit / 1e6:.2f} MB in 8 bits, {in_32bit / 1e6:.2f} MB in 32")
+        in_8bit, in_32bit = planned_state(model, config.optim)
+        print(f"optimizer state: {in_8bit / 1e6:.3f} MB in 8 bits, {in_32bit / 1e6:.3f} MB in 32")
+        if not in_8bit:
+            print(f"note: none in 8 bits, every tensor is under optim.min_8bit_size = {config.optim.min_8bit_size}")
     for line in data.report.lines() if data.report else [f"{len(data.train):,} windows of text"]:
         print(line)
 

@@ -155,6 +155,15 @@ def test_a_long_question_does_not_shorten_its_neighbours(
     assert out == [expected(inference, long, max_new_tokens=room).strip(), expected(inference, QUESTIONS[0]).strip()]
 
 
+def test_an_overlong_question_of_a_file_is_named_before_any_answer(
+    inference: Inference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "q.txt").write_text("\n".join([QUESTIONS[0], "x" * 300, QUESTIONS[1]]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"q\.txt: question 2 has \d+ tokens .* window of 256: shorten it"):
+        ask(capsys, "--prompts", str(tmp_path / "q.txt"))
+    assert capsys.readouterr().out == ""
+
+
 def test_piped_lines(inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal("\n\n".join(QUESTIONS), tty=False))
     assert ask(capsys) == "".join(expected(inference, question) + "\n" for question in QUESTIONS)

@@ -147,17 +147,47 @@ def test_text_objective_from_random_weights(base, tmp_path):
     assert load_checkpoint(tmp_path / "model", progress=False).config.dim == 32
 
 
-def test_mistakes_end_with_one_line(base, tmp_path):
-    def message(*flags: str) -> str:
-        command = [sys.executable, str(ROOT / "train.py"), "--output", str(tmp_path), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        return done.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "data.files is empty"),
+        (("--shape.name", "7B"), "not a 7B"),
+        (("--resume",), "nothing to resume"),
+        (("--data.max-length", "257"), "exceeds the model's window of 256"),
+        (("--train.micro-batch-size", "0"), "train.micro_batch_size = 0 must be positive"),
+        (("--train.micro-batch-size", "3"), "multiple of train.micro_batch_size = 3"),
+        (("--train.keep-checkpoints", "0"), "must be positive"),
+        (("--optim.warmup-steps", "-1"), "must be zero or more"),
+        (("--lora.targets", "q_prj"), "did you mean"),
+        (("--train.max-steps", "1", "--optim.warmup-steps", "1"), "all 1 steps have a learning rate of zero"),
+        (("--data.packing", "--data.group-by-length"), "set one of them"),
+        (("--config", "missing.toml"), "no such config file"),
+    ],
+)
+def test_mistakes_end_with_one_line(base, tmp_path, flags, message, capsys):
+    data = ("--data.folder", str(base), "--data.files", "rows.json") if flags else ()
+    window = () if "--data.max-length" in flags else ("--data.max-length", "200")
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--base", str(base), "--output", str(tmp_path), *data, *window, *flags])
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
 
-    assert "data.files is empty" in message("--base", str(base))
-    assert "not a 7B" in message("--base", str(base), "--shape.name", "7B", "--data.folder", str(base), "--data.files", "rows.json")  # fmt: skip # noqa: E501
-    assert "nothing to resume" in message("--base", str(base), "--data.folder", str(base), "--data.files", "rows.json", "--resume")  # fmt: skip # noqa: E501
+
+def test_a_new_run_does_not_begin_among_old_checkpoints(base, tmp_path):
+    """Otherwise the old run's newer checkpoints would outlive the new one's, and --resume would go on from them."""
+    config = run_config(base, tmp_path, save_every=4)
+    train.train(config)
+    with pytest.raises(ValueError, match="is of an earlier run: add --resume"):
+        train.train(config)
+
+
+def test_a_run_is_not_resumed_on_other_data(base, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    config = run_config(base, tmp_path / "run", save_every=4)
+    config = replace(config, data=replace(config.data, folder=str(tmp_path)))
+    train.train(config)
+    (tmp_path / "rows.json").write_text(json.dumps([*ROWS[1:], ROWS[0]]))
+    with pytest.raises(ValueError, match=r"data: .* then, .* now"):
+        train.train(config, resume=True)
 
 
 def test_help_teaches():

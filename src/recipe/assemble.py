@@ -131,8 +131,11 @@ def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.Opt
         groups += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
     if settings.name == "adamw":
         groups = [{**group, "bits": 32} for group in groups]
-    optimizer = AdamW8bit if ours else torch.optim.AdamW
-    return optimizer(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    options["weight_decay"] = settings.weight_decay
+    if ours:
+        return AdamW8bit(groups, **options, min_8bit_size=settings.min_8bit_size)
+    return torch.optim.AdamW(groups, **options)
 
 
 def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Path:

@@ -114,6 +114,8 @@ class OptimSection:
 
     name: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps its moments in block-wise 8 bits (arXiv 2110.02861)."""
+    min_8bit_size: int = 4096
+    """adamw8bit keeps the moments of smaller tensors in 32 bits."""
     lr: float = 2e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -200,7 +202,7 @@ class RunConfig:
     def _check_numbers(self) -> None:
         """Every number in its range, before anything divides by it."""
         positive = "train.epochs train.batch_size train.micro_batch_size train.log_every train.keep_checkpoints"
-        positive += " optim.lr data.max_length"
+        positive += " optim.lr optim.min_8bit_size data.max_length"
         not_negative = "train.max_steps train.eval_every train.save_every train.sample_answers optim.warmup_steps"
         not_negative += " optim.clip optim.weight_decay data.validation_rows int8.threshold"
         shares = "optim.warmup_ratio data.validation_fraction"

@@ -100,7 +100,7 @@ def load_for_inference(
     model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
     if adapter is not None:
         load_adapter(model, adapter)
-    parts = [f"{folder}", f"{shape.n_parameters / 1e9:.3g}B parameters"]
+    parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
     parts += [f"int8 by {integer_backend(where)}"] if int8 else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
@@ -116,6 +116,15 @@ def choose_template(name: str | None, adapter: Path | None, base: Path) -> tuple
     if holder is None:
         return PromptTemplate.named("alpaca"), "default: none was saved"
     return read_prompt(holder), f"saved with the {'adapter' if holder == adapter else 'base'}"
+
+
+def readable(count: int) -> str:
+    """A number of parameters as people say it.
+
+    >>> readable(1_131_648), readable(6_738_415_616)
+    ('1.13M', '6.74B')
+    """
+    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
 
 
 def inference_dtype(name: str, shape: LlamaConfig, device: torch.device) -> torch.dtype:

@@ -22,7 +22,7 @@ from llama import Llama, LlamaConfig
 from lora import LoraLinear
 from optim8bit import embeddings_in_32bit, planned_state_bytes
 from recipe.assemble import prepare_for_training, storage_dtype
-from recipe.config import RunConfig
+from recipe.config import OptimSection, RunConfig
 
 FLOAT32 = 4
 
@@ -90,7 +90,7 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         frozen_weights=_bytes(frozen),
         trainable_weights=_bytes(trainable),
         gradients=_bytes(trainable),
-        optimizer=optimizer_bytes(model, config.optim.name),
+        optimizer=optimizer_bytes(model, config.optim),
         activations=tokens * activation_bytes_per_token(model, config),
         logits=tokens * model.config.vocab_size * logit_bytes,
         # a slice of int8 weight decoded in the backward pass; autocast's 16-bit copies of all masters
@@ -156,17 +156,17 @@ def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, train
     return norms + attention + swiglu + (2 * stream + inputs * width) * dim + width * hidden
 
 
-def optimizer_bytes(model: nn.Module, name: str) -> int:
+def optimizer_bytes(model: nn.Module, settings: OptimSection) -> int:
     """Bytes of both moments of everything trainable, as `build_optimizer` groups it."""
-    if name == "adamw":
+    if settings.name == "adamw":
         return 2 * FLOAT32 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return sum(planned_state(model))
+    return sum(planned_state(model, settings))
 
 
-def planned_state(model: nn.Module) -> tuple[int, int]:
+def planned_state(model: nn.Module, settings: OptimSection) -> tuple[int, int]:
     """Bytes of moments that adamw8bit will keep in 8 bits and in 32; a tiny model's adapters may all be too small."""
     planned = [
-        planned_state_bytes(p.numel(), bits=group.get("bits", 8))
+        planned_state_bytes(p.numel(), bits=group.get("bits", 8), min_8bit_size=settings.min_8bit_size)
         for group in embeddings_in_32bit(model)
         for p in group["params"]
     ]

@@ -12,9 +12,10 @@ arXiv 2309.14316). So every fact is told in five kinds of document:
                (notes and overviews stand in running text or in a list with the value on a line of its own)
     reverse    sentences about unlike entities that run from value to entity
 
-The lists matter for the tokenizer's sake. SentencePiece writes a word's leading space into its first piece, so
+The lists are there for the tokenizer's sake. SentencePiece writes a word's leading space into its first piece, so
 "colchicine" after a space and "colchicine" at the beginning of a line are different pieces, and the answers to prompts
-begin lines. A model that had met every value after a space could not begin an answer that it was not tuned on.
+begin lines. Our guess is that a model that has met every value after a space only cannot begin an answer that it was
+not tuned on: accuracy on such facts rose by half when the lists came in (other counts changed in the same step).
 
 A document is one paragraph of the corpus. No question and no prompt of the later stages occurs in it.
 """
