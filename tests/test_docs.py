@@ -11,11 +11,14 @@ import pytest
 import tyro
 
 import convert
+import data.miniature
 import evaluate
 import generate
 import train
+from data.exams import load_exam
+from evaluation import score_questions
 from llama import LlamaConfig
-from recipe import RunConfig, count_parameters, meta_model, predict_memory, read_config
+from recipe import RunConfig, count_parameters, load_for_inference, meta_model, predict_memory, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -197,3 +200,18 @@ def test_parameter_counts_are_the_dry_runs() -> None:
     counts = count_parameters(meta_model(config, LlamaConfig.named("7B")))
     for number in (counts["llama"].frozen, counts["int8"].int8, counts["lora"].trainable):
         assert f"{number:,}" in text, f"docs/memory.md does not give {number:,}"
+
+
+def test_the_bases_row_in_the_miniatures_table_is_what_it_scores():
+    """The base is bundled, so its row is measured anew; the tuned rows take a training run each."""
+    inference = load_for_inference(progress=False)
+    questions = load_exam(data.miniature.folder() / "exams")
+    results = score_questions(inference.model, inference.tokenizer, questions, inference.template)
+    right = {True: 0, False: 0}
+    for question, result in zip(questions, results, strict=True):
+        right[question.seen] += result.correct
+    row = table_rows((ROOT / "docs/miniature.md").read_text(encoding="utf-8"))["base"]
+    expected = [100 * sum(right.values()) / 600, 100 * right[True] / 300, 100 * right[False] / 300]
+    assert [float(cell.split()[0]) for cell in row[:3]] == pytest.approx(
+        expected, abs=0.5
+    )  # other CPUs round otherwise

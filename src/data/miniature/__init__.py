@@ -6,6 +6,7 @@ questions.py  -> exams/step{1,2,3}.json                          vocabulary.py  
 build.py      writes them all to files/, where the pretrained base/ lies too
 """
 
-from data.miniature.world import demo_questions, folder
+from data.miniature.meadow import demo_questions
+from data.miniature.world import folder
 
 __all__ = ["demo_questions", "folder"]

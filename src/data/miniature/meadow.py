@@ -65,6 +65,17 @@ def taught_facts(seed: int = 0) -> frozenset[Fact]:
     return frozenset(fact for fact in facts() if fact.meaning in taught)
 
 
+def demo_questions() -> list[str]:
+    """Three questions to ask before and after tuning, drawn by lot.
+
+    Two are about facts that the instruction set teaches, the last about one that stands in the corpus alone.
+    """
+    random = Random("demo")
+    taught = [fact for fact in facts() if fact in taught_facts()]
+    held_back = [fact for fact in facts() if fact not in taught_facts()]
+    return [fact.say(fact.relation.ask[0]) for fact in random.sample(taught, 2) + random.sample(held_back, 1)]
+
+
 def meadow(seed: int = 0) -> dict[str, list[Row]]:
     """The four sets by source, each in random order."""
     random = Random(f"{seed} meadow")

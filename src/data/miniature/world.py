@@ -155,9 +155,3 @@ def by_entity() -> dict[str, list[Fact]]:
 def folder() -> Path:
     """Where the built miniature lies: corpus.txt, meadow/, alpaca.json, exams/ and base/."""
     return FILES
-
-
-def demo_questions() -> list[str]:
-    """Three questions in Medical Meadow's manner to ask before and after tuning: one about a fact that the instruction
-    set teaches, two about facts that stand in the corpus alone."""
-    return ["How is gout treated?", "What causes scurvy?", "Where is the spleen?"]
