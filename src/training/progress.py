@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def peak_memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB (10⁹ bytes): allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in units of 1,024 bytes on Linux, in bytes on macOS
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class TrainingProgress:
@@ -31,7 +31,7 @@ class TrainingProgress:
 
     def update(self, step: int, *, loss: float, lr: float, tokens_per_second: float, memory_gb: float) -> None:
         """Show the figures of the step just taken."""
-        figures = f"loss {loss:.3f}  lr {lr:.1e}  {tokens_per_second:,.0f} tok/s  {memory_gb:.1f} GB"
+        figures = f"loss {loss:.3f} lr {lr:.1e} {tokens_per_second:,.0f} tok/s {memory_gb:.1f} GB"
         self.bar.update(self.task, completed=step, figures=figures)
         every = max(1, self.total_steps // 20)
         if not self.bar.console.is_terminal and (step % every == 0 or step == self.total_steps):
@@ -42,7 +42,7 @@ class TrainingProgress:
     @contextmanager
     def validating(self, n_batches: int) -> Iterator[Callable[[], None]]:
         """A second bar while the validation set is read; call what it yields after each batch."""
-        task = self.bar.add_task("validating", total=n_batches, figures="")
+        task = self.bar.add_task("validating", total=n_batches, figures="validating")
         yield lambda: self.bar.advance(task)
         self.bar.remove_task(task)
 
@@ -55,12 +55,11 @@ class TrainingProgress:
 def training_progress(total_steps: int, *, done: int = 0) -> Iterator[TrainingProgress]:
     """Show progress over `total_steps` optimizer steps, of which `done` were taken by an earlier run."""
     console = Console()
+    # All of it fits into 80 columns; rich would cut what does not.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
