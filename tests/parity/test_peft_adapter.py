@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers_peer import peer_config
 
 from llama import Llama, LlamaConfig
 from lora import LoraConfig, LoraLinear, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
@@ -28,18 +29,7 @@ ATOL = 1e-5  # logits of order 1 in float32
 
 def make_peer(config: LlamaConfig) -> nn.Module:
     """transformers' model of that shape with seeded weights wide enough that attention is not uniform."""
-    peer = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.hidden_dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            rms_norm_eps=config.norm_eps,
-            tie_word_embeddings=False,
-        )
-    )
+    peer = transformers.LlamaForCausalLM(peer_config(config))
     generator = torch.Generator().manual_seed(0)
     for parameter in peer.parameters():
         if parameter.ndim > 1:

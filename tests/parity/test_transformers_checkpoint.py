@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers_peer import peer_config
 
 from llama.checkpoint import load_checkpoint, save_checkpoint
 from llama.config import LlamaConfig
@@ -33,20 +34,7 @@ def our_model(config: LlamaConfig) -> Llama:
 
 def their_model(config: LlamaConfig) -> Any:
     torch.manual_seed(0)
-    theirs = transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.dim,
-        intermediate_size=config.hidden_dim,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_theta": config.rope_theta, "rope_type": "default"},
-        max_position_embeddings=config.max_seq_len,
-        tie_word_embeddings=config.tie_embeddings,
-        initializer_range=0.1,
-    )
-    model = transformers.LlamaForCausalLM(theirs).eval()
+    model = transformers.LlamaForCausalLM(peer_config(config, initializer_range=0.1)).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)

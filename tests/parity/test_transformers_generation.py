@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_llama
+from transformers_peer import as_transformers
 
 from llama.decoding import Sampling, beam_search, generate, generate_batch
 from llama.decoding.sampling import distribution
@@ -19,44 +20,11 @@ PAD = 0
 NEW = 16
 
 
-def as_transformers(model: Llama) -> Any:
-    """The same model there. Ours holds the paper's row order, theirs the half-rotated one."""
-    ours = model.config
-    config = transformers.LlamaConfig(
-        vocab_size=ours.vocab_size,
-        hidden_size=ours.dim,
-        intermediate_size=ours.hidden_dim,
-        num_hidden_layers=ours.n_layers,
-        num_attention_heads=ours.n_heads,
-        num_key_value_heads=ours.n_kv_heads,
-        rms_norm_eps=ours.norm_eps,
-        rope_theta=ours.rope_theta,
-        max_position_embeddings=ours.max_seq_len,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD,
-        tie_word_embeddings=False,
-    )
-    weights = {
-        "model.embed_tokens.weight": model.tok_embeddings.weight,
-        "model.norm.weight": model.norm.weight,
-    }
-    for i, block in enumerate(model.layers):
-        weights[f"model.layers.{i}.input_layernorm.weight"] = block.attention_norm.weight
-        weights[f"model.layers.{i}.post_attention_layernorm.weight"] = block.ffn_norm.weight
-    for name, slot in model.adapter_layout().items():
-        weight = model.get_submodule(name).weight
-        weights[f"{slot.key}.weight"] = weight if slot.rows is None else weight[slot.rows]
-    peer = transformers.LlamaForCausalLM(config)
-    peer.load_state_dict({key: weight.detach() for key, weight in weights.items()}, strict=True)
-    return peer.eval()
-
-
 @pytest.fixture(scope="module", params=[(0, 4), (1, 2), (2, 1)], ids=["mha", "gqa", "mqa"])
 def pair(request: pytest.FixtureRequest) -> tuple[Llama, Any]:
     seed, n_kv_heads = request.param
     model = tiny_llama(seed, n_kv_heads=n_kv_heads)
-    return model, as_transformers(model)
+    return model, as_transformers(model, bos_token_id=None, eos_token_id=None, pad_token_id=PAD)
 
 
 def peer_ids(peer: Any, prompt: list[int], **options: Any) -> list[int]:

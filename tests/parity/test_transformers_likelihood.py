@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers_peer import as_transformers
 
 from evaluation import Choices, log_likelihoods, log_likelihoods_reference
 from llama import Llama, LlamaConfig
@@ -14,28 +15,7 @@ def twin(config: LlamaConfig, seed: int) -> tuple[Llama, torch.nn.Module]:
     # Seven times wider than GPT-2's initialisation, so that likelihoods differ by nats. Logits then reach 4 or so,
     # where float32 rounds by 2e-7, and every layer adds its own rounding.
     ours = Llama(config).init_weights(torch.Generator().manual_seed(seed), std=0.15).eval()
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            intermediate_size=config.hidden_dim,
-            rms_norm_eps=config.norm_eps,
-            max_position_embeddings=config.max_seq_len,
-            tie_word_embeddings=config.tie_embeddings,
-        )
-    ).eval()
-    weights = {"model.embed_tokens.weight": ours.tok_embeddings.weight, "model.norm.weight": ours.norm.weight}
-    for i, block in enumerate(ours.layers):
-        weights[f"model.layers.{i}.input_layernorm.weight"] = block.attention_norm.weight
-        weights[f"model.layers.{i}.post_attention_layernorm.weight"] = block.ffn_norm.weight
-    for name, slot in ours.adapter_layout().items():
-        weight = ours.get_submodule(name).weight
-        weights[f"{slot.key}.weight"] = weight if slot.rows is None else weight[slot.rows]
-    theirs.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()})
-    return ours, theirs
+    return ours, as_transformers(ours)
 
 
 @pytest.mark.parametrize("tied", [False, True])

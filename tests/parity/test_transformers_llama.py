@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers_peer import as_transformers
 
 from llama import KVCache, Llama, LlamaConfig
 from training import learning_rate_factor
@@ -19,32 +20,7 @@ SHAPES = {
 def pair(config: LlamaConfig):
     """Our model and transformers', with the same random weights, drawn so that logits are of order 1."""
     own = Llama(config).init_weights(torch.Generator().manual_seed(0), std=0.1).eval()
-    foreign = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.hidden_dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            attn_implementation="eager",
-        )
-    ).eval()
-    layout = own.adapter_layout()
-    renamed = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm"}
-    for i in range(config.n_layers):
-        renamed[f"layers.{i}.attention_norm"] = f"model.layers.{i}.input_layernorm"
-        renamed[f"layers.{i}.ffn_norm"] = f"model.layers.{i}.post_attention_layernorm"
-    weights = {}
-    for name, weight in own.state_dict().items():
-        module = name.removesuffix(".weight")
-        slot = layout.get(module)
-        rows = slot.rows if slot and slot.rows is not None else slice(None)
-        weights[f"{slot.key if slot else renamed[module]}.weight"] = weight[rows]
-    foreign.load_state_dict(weights)
-    return own, foreign
+    return own, as_transformers(own)
 
 
 @pytest.mark.parametrize("name", SHAPES)
