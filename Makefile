@@ -40,7 +40,7 @@ demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine 
 
 # The base is stored in bf16: half the size, and nothing the exam would notice.
 BASE := src/data/miniature/files/base
-miniature: $(STAMP)  ## Rebuild the bundled world: corpus, meadow, exams, tokenizer, pretrained base (some ten minutes)
+miniature: $(STAMP)  ## Rebuild the bundled world: corpus, meadow, exams, tokenizer, pretrained base (six minutes)
 	$(BIN)/python -m data.miniature.build
 	time -p $(BIN)/python train.py --config configs/miniature-pretrain.toml
 	rm -rf runs/miniature/base
