@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from training import MetricsLog, plot_losses, read_metrics
 
 
@@ -36,3 +38,12 @@ def test_plot(tmp_path):
     log.write(4, validation_loss=1.5)
     assert plot_losses(log.path, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboard", reason="install the extra: logging")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    MetricsLog(tmp_path, tensorboard=True).write(3, loss=1.5)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.5)]
