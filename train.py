@@ -99,7 +99,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     plan = plan_steps(config, list(map(len, data.train)))
     rates = learning_rates(config, len(plan.steps))
     to_batch = batch_maker(config, tokenizer)
-    validation = [to_batch([[example] for example in rows]) for rows in chunks(data.validation, config)]
+    validation = [to_batch([[example] for example in rows]) for rows in by_length(data.validation, config)]
     fingerprint = {**config.fingerprint(), "data": digest(data)}
     saved = saved_checkpoint(config, resume)
 
@@ -186,11 +186,11 @@ def batch_maker(config: RunConfig, tokenizer: Tokenizer) -> Callable[[Sequence[S
     return partial(collate, pad_id=tokenizer.pad_id, padding_side=config.data.padding)
 
 
-def chunks(examples: Sequence[Example], config: RunConfig) -> list[Sequence[Example]]:
-    """Validation examples by length, so that little is padded."""
+def by_length(examples: Sequence[Example], config: RunConfig) -> list[Sequence[Example]]:
+    """Validation examples in groups of similar length, so that little is padded."""
     size = 4 * config.train.micro_batch_size  # no activations are kept for a backward pass
-    by_length = sorted(examples, key=len)
-    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    ordered = sorted(examples, key=len)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def autocast_context(config: RunConfig, device: torch.device) -> AbstractContextManager:

@@ -123,8 +123,7 @@ def supervise(
             otherwise the answer only, as Stanford Alpaca does.
         add_bos, add_eos: put the begin- and end-of-text ids around the text.
     """
-    if max_length < 2:
-        raise ValueError(f"max_length={max_length}: a window needs two tokens, one to see and one to predict")
+    check_max_length(max_length)
     if not record.output.strip():
         return None
     token_ids, boundary = encode_jointly(
@@ -172,8 +171,7 @@ def build_examples(
     fates: dict[str, list[str]] = {
         fate: [] for fate in ("truncated", "prompt_only", "dropped_empty_output", "dropped_prompt_too_long")
     }
-    if max_length < 2:
-        raise ValueError(f"max_length={max_length}: a window needs two tokens, one to see and one to predict")
+    check_max_length(max_length)
     for number, record in enumerate(track(records, "tokenizing", disable=not progress, transient=True), start=1):
         row = f"{record.source or 'record'}:{record.row or number}"
         if not record.output.strip():
@@ -205,6 +203,12 @@ def build_examples(
             f"nothing to train on at max_length={max_length}: {'; '.join(report.lines())}; raise max_length"
         )
     return examples, report
+
+
+def check_max_length(max_length: int) -> None:
+    """A window of fewer than two tokens has nothing to predict."""
+    if max_length < 2:
+        raise ValueError(f"max_length={max_length}: a window needs two tokens, one to see and one to predict")
 
 
 def _window(token_ids: list[int], first_target: int, max_length: int) -> Example | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.progress import track
 
 from data.records import LINE_SUFFIXES, check_text, read_rows, read_text, text_field
-from data.supervise import Example, TokenEncoder
+from data.supervise import Example, TokenEncoder, check_max_length
 
 
 def load_texts(paths: Iterable[str | Path]) -> list[str]:
@@ -48,8 +48,7 @@ def text_examples(
     Raises:
         ValueError: a window of fewer than two tokens has nothing to predict; no texts.
     """
-    if max_length < 2:
-        raise ValueError(f"max_length={max_length}: a window needs two tokens, one to see and one to predict")
+    check_max_length(max_length)
     if not texts:
         raise ValueError("no texts; name at least one .txt or .jsonl file")
     examples: list[Example] = []

@@ -145,17 +145,21 @@ class Llama(nn.Module):
 
     def adapter_layout(self) -> dict[str, AdapterSlot]:
         """Each linear module's name -> its name and row order in Hugging Face's LLaMA."""
-        config = self.config
-        rows = {
-            "attention.wq": hf_row_order(config.n_heads, config.head_dim),
-            "attention.wk": hf_row_order(config.n_kv_heads, config.head_dim),
-        }
+        rows = hf_linear_rows(self.config)
         layout = {
             f"layers.{i}.{own}": AdapterSlot(f"model.layers.{i}.{foreign}", rows.get(own))
-            for i in range(config.n_layers)
+            for i in range(self.config.n_layers)
             for own, foreign in HF_LINEARS.items()
         }
         return layout | {"output": AdapterSlot("lm_head", None)}
+
+
+def hf_linear_rows(config: LlamaConfig) -> dict[str, Tensor]:
+    """Own name within a block -> order of its output rows at Hugging Face's, for those where it differs."""
+    return {
+        "attention.wq": hf_row_order(config.n_heads, config.head_dim),
+        "attention.wk": hf_row_order(config.n_kv_heads, config.head_dim),
+    }
 
 
 def default_positions(token_ids: Tensor, cache: KVCache | None) -> Tensor:

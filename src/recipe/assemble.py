@@ -143,7 +143,7 @@ def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Pa
     if config.train.method == "full":
         folder = config.output / "model"
         save_checkpoint(model, folder, layout="hf")
-        copy_companions(folder, tokenizer=Path(config.model.tokenizer or checkpoint_folder(config.model.base)))
+        copy_companions(folder, tokenizer=checkpoint_folder(config.model.tokenizer or config.model.base))
     else:
         folder = config.output / "adapter"
         save_adapter(model, folder, base_model=config.model.base, require_trained=True)

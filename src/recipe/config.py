@@ -16,7 +16,7 @@ Method = Literal["full", "lora", "lora-8bit"]
 Precision = Literal["float32", "bf16", "bf16-mixed"]
 
 MINIATURE = "miniature"
-"""In `model.base` and `data.folder`: the world bundled with the project."""
+"""In `model.base`, `model.tokenizer` and `data.folder`: the world bundled with the project."""
 
 
 FREE_TO_CHANGE = {
@@ -34,7 +34,7 @@ class ModelSection:
     base: Annotated[str, arg(aliases=("--base",))] = ""
     """Checkpoint directory (Meta's or Hugging Face's layout), or "miniature"; empty starts from random weights."""
     tokenizer: str = ""
-    """SentencePiece model, or a directory that holds one; empty looks beside the base."""
+    """SentencePiece model, a directory that holds one, or "miniature"; empty looks beside the base."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from data import (
     split_validation,
     text_examples,
 )
+from data.plan import MicroBatch
 from llama import Tokenizer
 from recipe.config import MINIATURE, RunConfig
-
-MicroBatch = list[list[int]]  # rows of indices into the training examples
 
 
 @dataclass(frozen=True)

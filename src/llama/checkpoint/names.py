@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from llama.config import LlamaConfig
-from llama.model import HF_LINEARS, Llama
-from llama.rotary import hf_row_order
+from llama.model import HF_LINEARS, Llama, hf_linear_rows
 
 # Tables of rotary frequencies that both formats once stored and everyone computes anew.
 IGNORED_SUFFIXES = ("rope.freqs", "rotary_emb.inv_freq")
@@ -57,11 +56,8 @@ def hf_name(name: str) -> str:
 
 def hf_rows(name: str, config: LlamaConfig) -> Tensor | None:
     """Order of a parameter's rows at Hugging Face's, `hf = own[rows]`; None where it is the same."""
-    if name.endswith("attention.wq.weight"):
-        return hf_row_order(config.n_heads, config.head_dim)
-    if name.endswith("attention.wk.weight"):
-        return hf_row_order(config.n_kv_heads, config.head_dim)
-    return None
+    rows = hf_linear_rows(config)
+    return next((order for own, order in rows.items() if name.endswith(f"{own}.weight")), None)
 
 
 def shard_dim(name: str) -> int | None:
