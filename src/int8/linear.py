@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from int8.matmul import int8_matmul
 from int8.quantize import THRESHOLD, dequantize_rowwise, quantize_rowwise
+from native import RowMatrix, advise_huge_pages, is_single_row, row_product
 
 # A weight is quantized this many elements at a time: temporaries stay at a few MB while a checkpoint streams in.
 QUANTIZE_ELEMENTS = 2**20
@@ -58,7 +59,7 @@ class Int8Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.threshold = float(threshold)
-        codes = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        codes = advise_huge_pages(torch.empty(out_features, in_features, dtype=torch.int8, device=device)).zero_()
         absmax = torch.zeros(out_features, dtype=torch.float32, device=device)
         self.register_buffer("weight_codes", codes)
         self.register_buffer("weight_absmax", absmax)
@@ -86,8 +87,17 @@ class Int8Linear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        matrix = self.row_matrix()
+        if matrix is not None and is_single_row(x, self.in_features):
+            row = row_product(x.reshape(-1), matrix)
+            if row is not None:
+                return row.view(*x.shape[:-1], self.out_features)
         output = int8_matmul(x, self.weight_codes, self.weight_absmax, self.threshold)
         return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def row_matrix(self) -> RowMatrix | None:
+        """What this layer multiplies a single row by; None if it adds a bias."""
+        return RowMatrix(self.weight_codes, self.weight_absmax) if self.bias is None else None
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Ŵᵀ (N, K): the weight this layer stands for, as `nn.Linear` would store it."""

@@ -56,6 +56,7 @@ from torch.autograd.function import once_differentiable
 
 from int8.int_mm import integer_product, without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
+from native import quantize_rows, scale_product
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -187,14 +188,29 @@ def _decomposed_product(
     stay whole.
     """
     has_outliers = outlier.numel() > 0
-    x_codes, x_absmax = quantize_rowwise(x.index_fill(1, outlier, 0) if has_outliers else x)
+    x_codes, x_absmax = _quantize_without(x, outlier) if has_outliers else quantize_rowwise(x)
     product = integer_product(x_codes, weight_codes)  # (M, N) int32
-    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
-    output = torch.mul(product, weight_absmax / INT8_MAX).mul_((x_absmax / INT8_MAX)[:, None])
+    output = _scale(product, x_absmax, weight_absmax, torch.float32 if has_outliers else x.dtype)
     if has_outliers:
         # In place, hence (by autocast's rules) in float32 even under autocast.
         output.addmm_(x.index_select(1, outlier).float(), weight_outlier.t())
     return output.to(x.dtype)
+
+
+def _quantize_without(x: Tensor, outlier: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales of x with its outlier columns taken for zero."""
+    fast = quantize_rows(x, outlier)
+    return quantize_rowwise(x.index_fill(1, outlier, 0)) if fast is None else fast
+
+
+def _scale(product: Tensor, x_absmax: Tensor, weight_absmax: Tensor, dtype: torch.dtype) -> Tensor:
+    """V = V_i32 · (c_R ⊗ c_W) / 127², computed in float32."""
+    row_scale, column_scale = x_absmax / INT8_MAX, weight_absmax / INT8_MAX
+    fast = scale_product(product, row_scale, column_scale, dtype)
+    if fast is not None:
+        return fast
+    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
+    return torch.mul(product, column_scale).mul_(row_scale[:, None])
 
 
 class _FrozenInt8Matmul(torch.autograd.Function):

@@ -19,6 +19,8 @@ Letters: n rows (tokens), d columns (features).
 import torch
 from torch import Tensor
 
+from native import columns_reaching, quantize_rows
+
 INT8_MAX = 127
 """Codes are symmetric, −127…127: −128 stays unused, so that negating a value negates its code."""
 
@@ -49,6 +51,8 @@ def quantize_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     >>> absmax[:2].tolist()
     [2.0, 0.5]
     """
+    if x.ndim == 2 and (fast := quantize_rows(x)) is not None:
+        return fast
     largest = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
     absmax = largest.float().clamp(min=SMALLEST_ABSMAX)  # clamp lets NaN pass
     # 16-bit x times a float32 scale is a float32 product: the code is rounded once from full precision.
@@ -96,6 +100,9 @@ def outlier_columns(x: Tensor, threshold: float) -> Tensor:
     """
     if threshold == 0 or x.numel() == 0 or x.is_meta:
         return torch.empty(0, dtype=torch.int64, device=x.device)
-    largest = x.reshape(-1, x.shape[-1]).abs().amax(dim=0)  # (d,)
+    rows = x.reshape(-1, x.shape[-1])
+    if (fast := columns_reaching(rows, threshold)) is not None:
+        return fast
+    largest = rows.abs().amax(dim=0)  # (d,)
     # Compared in float32: bf16 would first round the threshold.
     return (~(largest.float() < threshold)).nonzero().squeeze(1)

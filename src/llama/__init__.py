@@ -13,7 +13,7 @@ from llama.block import Block
 from llama.cache import KVCache
 from llama.checkpoint import load_checkpoint, read_config, save_checkpoint
 from llama.config import LlamaConfig
-from llama.decoding import Hypothesis, beam_search, generate, generate_batch, stream_text
+from llama.decoding import Hypothesis, beam_search, generate, generate_batch, generate_many, in_order, stream_text
 from llama.model import AdapterSlot, Llama
 from llama.norm import RMSNorm
 from llama.rotary import rotary_table, rotate
@@ -35,6 +35,8 @@ __all__ = [
     "beam_search",
     "generate",
     "generate_batch",
+    "generate_many",
+    "in_order",
     "load_checkpoint",
     "read_config",
     "rotary_table",

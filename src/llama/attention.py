@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.cache import KVCache
+from llama.linear import Linear
 from llama.rotary import rotate
 
 
@@ -38,6 +39,18 @@ def attention_reference(queries: Tensor, keys: Tensor, values: Tensor, mask: Ten
         weights = torch.softmax(scores.masked_fill(~head_mask, -math.inf), dim=-1)
         heads.append(weights.type_as(v) @ v)
     return torch.stack(heads, dim=1)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Eq. 1 by PyTorch's kernels. Shapes as for `attention_reference`; mask None is causal: all keys for one query."""
+    if queries.shape[2] > 1:
+        grouped = queries.shape[1] != keys.shape[1]  # G < H
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
+    # Heads that share keys stand where the queries of one head would: nothing is repeated, each key is read once.
+    by_group = queries.view(queries.shape[0], keys.shape[1], -1, queries.shape[3])  # (B, G, H/G, D)
+    return F.scaled_dot_product_attention(by_group, keys, values, attn_mask=mask).view_as(queries)
 
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device | str | None = None) -> Tensor:
@@ -89,10 +102,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = dim // n_heads
         self.layer = layer
-        self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=False)
-        self.wk = nn.Linear(dim, n_kv_heads * self.head_dim, bias=False)
-        self.wv = nn.Linear(dim, n_kv_heads * self.head_dim, bias=False)
-        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=False)
+        self.wq = Linear(dim, n_heads * self.head_dim)
+        self.wk = Linear(dim, n_kv_heads * self.head_dim)
+        self.wv = Linear(dim, n_kv_heads * self.head_dim)
+        self.wo = Linear(n_heads * self.head_dim, dim)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: KVCache | None = None
@@ -102,7 +115,7 @@ class Attention(nn.Module):
         Args:
             x: (B, T, C).
             rotation: cos and sin of the tokens' positions, from `rotary_table`.
-            mask: bool (B or 1, 1, T, S); None means plain causal over the T tokens given.
+            mask: bool (B or 1, 1, T, S); None means causal: over the T tokens given, or one token seeing all.
             cache: earlier keys and values; the T tokens' own are added to it.
         """
         queries = rotate(self.wq(x).unflatten(-1, (-1, self.head_dim)), *rotation)  # (B, T, H, D)
@@ -111,8 +124,5 @@ class Attention(nn.Module):
         queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))  # (B, H or G, T, D)
         if cache is not None:
             keys, values = cache.update(self.layer, keys, values)  # (B, G, S, D)
-        grouped = queries.shape[1] != keys.shape[1]  # G < H
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-        )  # (B, H, T, D)
+        attended = attend(queries, keys, values, mask)  # (B, H, T, D)
         return self.wo(attended.transpose(1, 2).flatten(2))  # (B, T, C)

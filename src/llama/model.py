@@ -6,7 +6,9 @@ The names of the modules are those of Meta's checkpoints, and so is the rotary l
 Letters: B batch, T tokens, S keys, C model width, D head size, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ from llama.attention import causal_mask, document_mask, padding_mask
 from llama.block import Block
 from llama.cache import KVCache
 from llama.config import LlamaConfig
+from llama.linear import Linear
 from llama.norm import RMSNorm
+from llama.one_token import through_blocks
 from llama.rotary import hf_row_order, rotary_table
 
 
@@ -59,13 +63,18 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        # Not left to nn.Embedding: drawing on the meta device, where there is nothing to draw, loads torch's compiler.
+        self.tok_embeddings = nn.Embedding(
+            config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim)
+        )
+        if not self.tok_embeddings.weight.is_meta:
+            nn.init.normal_(self.tok_embeddings.weight)
         self.layers = nn.ModuleList(
             Block(config.dim, config.n_heads, config.n_kv_heads, config.hidden_dim, config.norm_eps, layer)
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = Linear(config.dim, config.vocab_size)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -134,14 +143,21 @@ class Llama(nn.Module):
         rotation = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
 
         hidden = self.tok_embeddings(token_ids)  # (B, T, C)
+        row = None if cache is None else through_blocks(cast(Iterable[Block], self.layers), hidden, rotation, cache)
+        hidden = self._block_by_block(hidden, rotation, mask, cache) if row is None else row
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return self.norm(hidden)
+
+    def _block_by_block(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         for block in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, rotation, mask, use_reentrant=False)
             else:
                 hidden = block(hidden, rotation, mask, cache)
-        if cache is not None:
-            cache.advance(token_ids.shape[1])
-        return self.norm(hidden)
+        return hidden
 
     def adapter_layout(self) -> dict[str, AdapterSlot]:
         """Each linear module's name -> its name and row order in Hugging Face's LLaMA."""
@@ -174,7 +190,7 @@ def default_positions(token_ids: Tensor, cache: KVCache | None) -> Tensor:
 
 
 def attention_mask(n_tokens: int, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
-    """The mask for T new tokens; None is plain causal attention over them, which kernels know how to do fast."""
+    """The mask for T new tokens; None where attention is plainly causal, which kernels know how to do fast."""
     if documents is not None:
         return document_mask(documents)
     if cache is None:
@@ -182,4 +198,5 @@ def attention_mask(n_tokens: int, documents: Tensor | None, cache: KVCache | Non
     n_keys = cache.length + n_tokens
     if cache.padding is not None:
         return padding_mask(n_tokens, n_keys, cache.padding)
-    return None if n_keys == n_tokens else causal_mask(n_tokens, n_keys, cache.keys.device)
+    # A single token sees all that is there, and the first ones see themselves causally: neither needs a mask.
+    return None if n_tokens in (1, n_keys) else causal_mask(n_tokens, n_keys, cache.keys.device)

@@ -14,6 +14,7 @@ Letters: B batch, T tokens, d input features, k output features, r rank.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora.config import check_hyperparameters, lora_scaling
+from native import RowMatrix
 
 
 def lora_reference(
@@ -123,6 +125,17 @@ class LoraLinear(nn.Module):
         # Scaling the r numbers of the middle is cheaper than scaling the k of the output.
         update = F.linear(self.scaling * compressed, self.lora_B.to(x.dtype))  # (..., k)
         return h + update.to(h.dtype)  # an int8 base may answer in another dtype than it was asked in
+
+    def row_matrix(self) -> RowMatrix | None:
+        """What this layer multiplies a single bfloat16 row by; None if its base does not say, or dropout is on."""
+        base_matrix = getattr(self.base, "row_matrix", None)
+        matrix = base_matrix() if callable(base_matrix) else None
+        if not isinstance(matrix, RowMatrix) or (self.training and self.dropout):
+            return None
+        if self.merged or not self.enabled:
+            return matrix
+        lora_A, lora_B = (part.detach().to(torch.bfloat16) for part in (self.lora_A, self.lora_B))
+        return replace(matrix, lora_A=lora_A, lora_B=lora_B, lora_scale=self.scaling)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let `.to()` and its relatives move A and B, but not narrow them below float32."""

@@ -68,10 +68,13 @@ def beam_search(
     device = model.tok_embeddings.weight.device
     tokens = torch.tensor([list(prompt_ids)], device=device)  # (k, T); at first a single row
     scores = torch.zeros(1, device=device)  # (k,) log P of each row
-    cache = new_cache(model, 1, n_prompt + max_new_tokens) if use_cache else None
+    cache = new_cache(model, beams, n_prompt + max_new_tokens - 1) if use_cache else None
+    if cache is not None:
+        cache.rows = 1
     finished: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
-        log_probabilities = next_logits(model, tokens, None, cache).log_softmax(-1)  # (k, V)
+        unread = tokens if cache is None else tokens[:, cache.length :]
+        log_probabilities = next_logits(model, unread, cache).log_softmax(-1)  # (k, V)
         total = scores[:, None] + log_probabilities
         # Each of the k rows may bring up to |stop_ids| continuations that end: look at enough to have k that go on.
         best, flat = total.flatten().topk(min(beams * (1 + len(set(stop_ids))), total.numel()))

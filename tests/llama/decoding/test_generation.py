@@ -1,4 +1,4 @@
-"""One prompt and batches: cached against uncached, batched against alone, limits, stops, seeds, the real model."""
+"""One prompt: cached against uncached, limits, stops, seeds, the real model."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_models import tiny_llama
 
-from llama.decoding import generate, generate_batch
-from llama.decoding.generation import new_cache, next_logits, pad_left
+from llama.decoding import generate
+from llama.decoding.generation import new_cache, next_logits
 from llama.model import Llama
 
 Check = Callable[[str, float, float], None]
@@ -38,54 +38,17 @@ def test_cached_equals_uncached(model: Llama, prompt: list[int], options: dict[s
     assert len(runs[0]) == 30
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_cached_logits_equal_uncached(n_kv_heads: int, check_bound: Check) -> None:
-    """Token by token over a left-padded batch. The bound is that of the original implementation's float32 parity."""
+    """Token by token. The bound is that of the original implementation's float32 parity."""
     model = tiny_llama(1, n_kv_heads=n_kv_heads)
-    tokens, padding = pad_left(PROMPTS, torch.device("cpu"))
-    assert padding is not None
-    cache = new_cache(model, len(PROMPTS), 40, padding)
-    with torch.no_grad():
-        for _ in range(20):
-            cached, plain = next_logits(model, tokens, padding, cache), next_logits(model, tokens, padding, None)
-            check_bound("decoding: cached vs uncached logits, float32", (cached - plain).abs().max(), 1e-5)
-            tokens = torch.cat((tokens, plain.argmax(-1, keepdim=True)), dim=1)
-
-
-@torch.no_grad()
-def test_padded_row_has_the_logits_it_has_alone(model: Llama, check_bound: Check) -> None:
-    tokens, padding = pad_left(PROMPTS, torch.device("cpu"))
-    batched = next_logits(model, tokens, padding, new_cache(model, len(PROMPTS), 20, padding))
-    for row, prompt in enumerate(PROMPTS):
-        alone = next_logits(model, torch.tensor([prompt]), None, None)
-        check_bound("decoding: left-padded vs alone, float32", (batched[row] - alone[0]).abs().max(), 1e-5)
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5}, SAMPLED], ids=["greedy", "penalty", "sampled"])
-def test_batch_equals_one_by_one(model: Llama, options: dict[str, float], use_cache: bool) -> None:
-    batch = generate_batch(
-        model, PROMPTS, max_new_tokens=25, generators=generators(range(4)), use_cache=use_cache, **options
-    )
-    for prompt, answer, generator in zip(PROMPTS, batch, generators(range(4)), strict=True):
-        assert answer == list(generate(model, prompt, max_new_tokens=25, generator=generator, **options))
-
-
-def test_rows_of_a_batch_stop_on_their_own(model: Llama) -> None:
-    full = generate_batch(model, PROMPTS, max_new_tokens=25)
-    stop = {full[0][4], full[2][11]}
-    cut = generate_batch(model, PROMPTS, max_new_tokens=25, stop_ids=stop)
-    for whole, answer in zip(full, cut, strict=True):
-        first = next((i for i, token in enumerate(whole) if token in stop), len(whole))
-        assert answer == whole[:first]
-    assert len({len(answer) for answer in cut}) > 1
-
-
-def test_rows_have_limits_of_their_own(model: Llama) -> None:
-    full = generate_batch(model, PROMPTS, max_new_tokens=25)
-    limits = [3, 25, 1, 14]
-    limited = generate_batch(model, PROMPTS, max_new_tokens=limits)
-    assert limited == [answer[:limit] for answer, limit in zip(full, limits, strict=True)]
+    tokens = torch.tensor([[1, 60, 2, 17], [44, 3, 3, 5]])
+    cache = new_cache(model, 2, 23)
+    for _ in range(20):
+        cached, plain = next_logits(model, tokens[:, cache.length :], cache), next_logits(model, tokens, None)
+        check_bound("decoding: cached vs uncached logits, float32", (cached - plain).abs().max(), 1e-5)
+        tokens = torch.cat((tokens, plain.argmax(-1, keepdim=True)), dim=1)
 
 
 def test_greedy_is_the_argmax_of_the_forward_pass(model: Llama) -> None:
@@ -110,12 +73,10 @@ def test_top_k_one_is_greedy(model: Llama) -> None:
 
 
 def test_penalty_reaches_prompt_and_generated_tokens(model: Llama) -> None:
-    """A penalty beyond all measure forbids every repetition, in each row of a batch for itself."""
-    for prompt, answer in zip(
-        PROMPTS, generate_batch(model, PROMPTS, max_new_tokens=30, repetition_penalty=1e6), strict=True
-    ):
-        assert len(set(answer)) == 30
-        assert not set(answer) & set(prompt)
+    """A penalty beyond all measure forbids every repetition."""
+    answer = list(generate(model, PROMPTS[2], max_new_tokens=30, repetition_penalty=1e6))
+    assert len(set(answer)) == 30
+    assert not set(answer) & set(PROMPTS[2])
 
 
 def test_stop_id_ends_and_is_not_yielded(model: Llama) -> None:
@@ -123,6 +84,20 @@ def test_stop_id_ends_and_is_not_yielded(model: Llama) -> None:
     stop = whole[7]
     assert list(generate(model, [1], max_new_tokens=20, stop_ids=[stop])) == whole[: whole.index(stop)]
     assert list(generate(model, [1], max_new_tokens=20, stop_ids=(whole[0],))) == []
+
+
+@torch.no_grad()
+def test_observer_sees_the_logits_before_each_choice(model: Llama, check_bound: Check) -> None:
+    """Untouched by penalty and temperature, one vector per step, and the one that chose the stop id among them."""
+    whole = list(generate(model, [1, 5], max_new_tokens=9, repetition_penalty=1e6))
+    seen: list[torch.Tensor] = []
+    stop = {whole[-1]}  # under this penalty no token comes twice
+    answer = generate(
+        model, [1, 5], max_new_tokens=9, repetition_penalty=1e6, stop_ids=stop, observe=lambda x: seen.append(x.clone())
+    )
+    assert list(answer) == whole[:-1]
+    plain = model(torch.tensor([[1, 5, *whole[:-1]]]))[0, 1:]  # (9, V)
+    check_bound("decoding: observed logits vs forward pass, float32", (torch.stack(seen) - plain).abs().max(), 1e-5)
 
 
 def test_yields_while_it_works(model: Llama) -> None:
@@ -169,8 +144,6 @@ def test_window_is_filled_exactly(model: Llama) -> None:
 def test_impossible_requests_fail_at_the_call(model: Llama, prompt: list[int], new: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, prompt, max_new_tokens=new)  # not even iterated
-    with pytest.raises(ValueError, match=message.replace("the prompt", "prompt 1")):
-        generate_batch(model, [[1], prompt], max_new_tokens=new)
 
 
 def test_training_mode_is_refused(model: Llama) -> None:
@@ -182,27 +155,18 @@ def test_training_mode_is_refused(model: Llama) -> None:
         model.eval()
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_logits_that_are_not_finite_are_refused(poison: float) -> None:
+    """Though only one of them is, and not the largest."""
     model = tiny_llama(3)
-    with torch.no_grad():
-        model.norm.weight[0] = poison
+    model.output.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([7]), poison))
     with pytest.raises(ValueError, match=r"logits after 2 tokens are not finite.*torch\.float32"):
         list(generate(model, [1, 2], max_new_tokens=3))
-
-
-def test_batch_arguments_must_match_its_prompts(model: Llama) -> None:
-    with pytest.raises(ValueError, match="1 generators for 2 prompts"):
-        generate_batch(model, [[1], [2]], max_new_tokens=1, generators=generators(range(1)))
-    with pytest.raises(ValueError, match="3 max_new_tokens for 2 prompts"):
-        generate_batch(model, [[1], [2]], max_new_tokens=[1, 2, 3])
-    assert generate_batch(model, [], max_new_tokens=1) == []
 
 
 def test_bfloat16_generates() -> None:
     model = tiny_llama(4).to(torch.bfloat16)
     assert len(list(generate(model, [1, 2], max_new_tokens=10))) == 10
-    assert all(len(answer) == 10 for answer in generate_batch(model, PROMPTS, max_new_tokens=10))
 
 
 @pytest.mark.parametrize("folder", ["stories260K", "stories260K-meta"])

@@ -1,0 +1,75 @@
+"""Row-wise int8 quantization, the search for outlier columns and the scaling of an int8 product, each in one pass.
+
+PyTorch takes five operations for the first (magnitudes, their maximum, a product, rounding, a cast), and each writes
+and reads the whole matrix. The formulas are those of `int8.quantize` and `int8.matmul`, which call these where they
+apply; the results agree in every bit. None is returned where C does not apply: no compiler, another device or dtype.
+
+Letters: M rows, K columns of the left matrix, N columns of the product.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from native.library import FLOAT, INT, POINTER, SIZE, load_library
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+MAX_COLUMNS = 2**18
+"""A row in float32 lies on the stack: a megabyte at most."""
+
+
+def columns_reaching(x: Tensor, threshold: float) -> Tensor | None:
+    """(o,) int64: the columns of x (M, K) in which some |x| is not below the threshold."""
+    library = _library()
+    if library is None or not _usable(x):
+        return None
+    x, reaches = x.contiguous(), torch.empty(x.shape[1], dtype=torch.bool)
+    sizes = (*x.shape, TYPES[x.dtype], threshold, torch.get_num_threads())
+    library.mark_columns(x.data_ptr(), reaches.data_ptr(), *sizes)
+    return reaches.nonzero().squeeze(1)
+
+
+def quantize_rows(x: Tensor, blank: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """(codes (M, K) int8, absmax (M,) float32) of x (M, K), with the columns `blank` (o,) int64 taken for zero."""
+    library = _library()
+    if library is None or not _usable(x):
+        return None
+    x = x.contiguous()
+    codes, absmax = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0], dtype=torch.float32)
+    blanks = (0, 0) if blank is None else (blank.data_ptr(), blank.numel())
+    sizes = (*x.shape, TYPES[x.dtype])
+    outputs = (codes.data_ptr(), absmax.data_ptr())
+    library.quantize_rows(x.data_ptr(), *outputs, *sizes, *blanks, torch.get_num_threads())
+    return codes, absmax
+
+
+def scale_product(product: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32, in dtype float32 or bfloat16."""
+    library = _library()
+    if library is None or product.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    product, y = product.contiguous(), torch.empty(product.shape, dtype=dtype)
+    scales = (row_scale.contiguous(), column_scale.contiguous())
+    pointers = [tensor.data_ptr() for tensor in (product, *scales, y)]
+    library.scale_product(*pointers, *product.shape, dtype == torch.bfloat16, torch.get_num_threads())
+    return y
+
+
+def _usable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in TYPES and 0 < x.shape[1] <= MAX_COLUMNS
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = load_library(Path(__file__).with_suffix(".c"))
+    if library is not None:
+        library.mark_columns.argtypes = [POINTER, POINTER, SIZE, SIZE, INT, FLOAT, INT]
+        library.quantize_rows.argtypes = [POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER, SIZE, INT]
+        library.scale_product.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, INT, INT]
+        for function in (library.mark_columns, library.quantize_rows, library.scale_product):
+            function.restype = None
+    return library

@@ -1,0 +1,56 @@
+/* One token's way through a LLaMA, for processors: what the C files here share. See rows.py for the formulas. */
+#include <stdint.h>
+#include <string.h>
+
+/* A matrix (rows, columns) that multiplies a row from the left: y = x W^T + scale * (x A^T) B^T.
+ * W is bfloat16, or int8 codes if `absmax` (rows) is given; A (rank, columns) and B (rows, rank) are bfloat16. */
+struct matrix {
+    const void *weight;
+    const float *absmax;
+    int64_t rows, columns;
+    const uint16_t *lora_a, *lora_b;
+    int64_t rank;
+    float lora_scale;
+};
+
+/* A row as products need it: its numbers, rounded to bfloat16 or not, and in fixed point for int8 weights:
+ * x ~ fixed_scale * (256 * high + low), fixed_sum the sum of 256 * high + low. */
+struct row {
+    float *value;
+    int8_t *high, *low;
+    float fixed_scale;
+    int64_t fixed_sum;
+};
+
+void prepare_row(struct row *x, int64_t columns);
+void multiply(const struct row *x, const struct matrix *w, float *y, int bf16, int threads);
+void normalise(const float *x, const void *gain, float *y, int64_t size, float eps, int bf16);
+void rotate(float *x, const float *cosine, const float *sine, int64_t heads, int64_t pairs, int bf16);
+void attend(const float *q, const void *keys, const void *values, float *y, int64_t heads, int64_t groups,
+            int64_t length, int64_t size, int64_t stride, int bf16, int threads);
+
+/* bfloat16 is the upper half of a float32. */
+static inline float widen(uint16_t bits) {
+    uint32_t word = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+static inline uint16_t narrow(float value) { /* to the nearest, ties to even; NaN stays NaN */
+    uint32_t word;
+    memcpy(&word, &value, sizeof word);
+    uint32_t rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+    return (uint16_t)(value == value ? rounded : 0x7fc0);
+}
+
+static inline float round_to(float value, int bf16) { return bf16 ? widen(narrow(value)) : value; }
+
+static inline float number(const void *x, int64_t i, int bf16) {
+    return bf16 ? widen(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+}
+
+static inline void store(void *x, int64_t i, float value, int bf16) {
+    if (bf16) ((uint16_t *)x)[i] = narrow(value);
+    else ((float *)x)[i] = value;
+}
