@@ -10,10 +10,12 @@ from oracles.checkpoint_files import random_state, write_hf, write_meta
 
 import convert
 from data import PromptTemplate
+from int8 import Int8Linear
 from llama import TOKENIZER_FILE
 from llama.checkpoint import load_checkpoint, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
 from recipe.companions import read_prompt, write_prompt
+from recipe.int8_checkpoint import load_int8_checkpoint
 
 
 @pytest.fixture
@@ -86,13 +88,70 @@ def test_a_missing_tokenizer_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 96
 
 
-@pytest.mark.parametrize("command", [["layout"], ["merge", "ADAPTER"]])
+def test_int8_halves_a_checkpoint_and_takes_its_companions_along(source: Path, tmp_path: Path) -> None:
+    write_prompt(PromptTemplate.named("medalpaca"), source)
+    half, codes = tmp_path / "half", tmp_path / "codes"
+    convert.main(["layout", str(source), str(half), "--dtype", "float16"])
+    convert.main(["int8", str(half), str(codes), "--threshold", "5", "--max-shard-size", "50KB"])
+    assert (codes / "tokenizer.model").read_bytes() == b"pieces" and read_prompt(codes).name == "medalpaca"
+    assert len(list(codes.glob("model-*.safetensors"))) > 2
+    model = load_int8_checkpoint(codes, progress=False)
+    assert {module.threshold for module in model.modules() if isinstance(module, Int8Linear)} == {5.0}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["layout", "CODES", "OUT"],
+        ["int8", "CODES", "OUT"],
+        ["merge", "CODES", "ADAPTER", "OUT"],
+        ["diff", "make", "CODES", "SOURCE", "OUT"],
+        ["diff", "make", "SOURCE", "CODES", "OUT"],
+        ["diff", "apply", "CODES", "SOURCE", "OUT"],
+    ],
+)
+def test_an_int8_checkpoint_is_refused_with_a_remedy(command: list[str], source: Path, tmp_path: Path) -> None:
+    folders = {"SOURCE": source, "CODES": tmp_path / "codes", "OUT": tmp_path / "out", "ADAPTER": tmp_path / "adapter"}
+    convert.main(["int8", str(source), str(folders["CODES"])])
+    with pytest.raises(SystemExit, match=r"error: .*codes/config\.json: the weights are quantized .*16 or 32 bits"):
+        convert.main([str(folders.get(word, word)) for word in command])
+    assert not folders["OUT"].exists()
+
+
+def test_a_difference_is_made_and_applied(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned, diff, out = tmp_path / "tuned", tmp_path / "diff", tmp_path / "out"
+    write_hf(tuned, random_state(seed=1), suffix="safetensors")
+    write_prompt(PromptTemplate.named("medalpaca"), tuned)
+    convert.main(["diff", "make", str(source), str(tuned), str(diff)])
+    assert f"{tuned} holds no tokenizer.model" in capsys.readouterr().err
+    convert.main(["diff", "apply", str(source), str(diff), str(out)])
+    assert "sum of all weights" not in capsys.readouterr().err
+    assert (out / "tokenizer.model").read_bytes() == b"pieces"  # the base's: the tuned model had none
+    assert read_prompt(diff).name == read_prompt(out).name == "medalpaca"
+    held = load_checkpoint(out, progress=False).state_dict()
+    assert all(torch.equal(held[name], weight) for name, weight in random_state(seed=1).items())
+
+
+def test_the_sum_stands_in_for_checksums_of_a_plain_difference(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write_hf(tmp_path / "plain", random_state(seed=1), suffix="bin")
+    (plain / "tokenizer.model").write_bytes(b"theirs")
+    convert.main(["diff", "apply", str(source), str(plain), str(tmp_path / "out"), "--dtype", "bfloat16"])
+    total = sum((weight + random_state(seed=1)[name]).sum().item() for name, weight in random_state().items())
+    printed = float(capsys.readouterr().err.partition("the sum of all weights is ")[2].split()[0])
+    assert printed == pytest.approx(total, abs=0.1)  # printed with two decimals; float32 sums of 10⁴ numbers here
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == b"theirs"
+    assert load_checkpoint(tmp_path / "out", progress=False).output.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("command", [["layout"], ["int8"], ["merge"], ["diff", "make"], ["diff", "apply"]])
 def test_nothing_is_overwritten(command: list[str], source: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
-    arguments = [command[0], str(source), *command[1:], str(tmp_path / "taken")]
+    between = [] if command in (["layout"], ["int8"]) else [str(source)]
     with pytest.raises(SystemExit, match=r"error: .*taken exists and is not an empty directory"):
-        convert.main(arguments)
+        convert.main([*command, str(source), *between, str(tmp_path / "taken")])
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["file"]
 
 
@@ -111,7 +170,7 @@ def test_refusals_are_one_line_and_a_failure(arguments: list[str], message: str,
     assert not (tmp_path / "out").exists()
 
 
-def test_int8_or_foreign_bases_are_not_merged_into(source: Path, tmp_path: Path) -> None:
+def test_a_missing_adapter_is_named(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: .*adapter"):
         convert.main(["merge", str(source), str(tmp_path / "no-adapter"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

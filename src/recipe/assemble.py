@@ -20,6 +20,7 @@ from lora import LoraConfig, add_lora, save_adapter
 from optim8bit import AdamW8bit, embeddings_in_32bit
 from recipe.companions import copy_companions, write_prompt
 from recipe.config import MINIATURE, OptimSection, RunConfig, ShapeSection
+from recipe.int8_checkpoint import is_int8_checkpoint, load_int8_checkpoint
 
 
 def checkpoint_folder(base: str | Path) -> Path:
@@ -53,6 +54,11 @@ def model_shape(config: RunConfig, vocab_size: int | None = None) -> LlamaConfig
     wanted = config.shape
     if config.model.base:
         found = read_config(checkpoint_folder(config.model.base))
+        if config.train.method != "lora-8bit" and is_int8_checkpoint(checkpoint_folder(config.model.base)):
+            raise ValueError(
+                f"{config.model.base} holds int8 weights, which train.method = {config.train.method!r} cannot train: "
+                "set it to lora-8bit, or model.base to the 16-bit checkpoint that they were made from"
+            )
         if wanted.name and _sizes(LlamaConfig.named(wanted.name)) != _sizes(found):
             raise ValueError(
                 f"{config.model.base} is not a {wanted.name}: (dim, layers, heads, hidden) is {_sizes(found)} "
@@ -82,9 +88,12 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, device: torch.device, *
         prepare_for_training(Llama(shape), config)  # a misspelt target shows here, not after the long load
     if config.model.base:
         folder = checkpoint_folder(config.model.base)
-        model = load_checkpoint(
-            folder, dtype=dtype, device=device, convert_linear=linear_conversion(config), progress=progress
-        )
+        if is_int8_checkpoint(folder):
+            threshold = config.int8.threshold
+            model = load_int8_checkpoint(folder, dtype=dtype, device=device, threshold=threshold, progress=progress)
+        else:
+            convert = linear_conversion(config)
+            model = load_checkpoint(folder, dtype=dtype, device=device, convert_linear=convert, progress=progress)
     else:
         generator = torch.Generator().manual_seed(config.train.seed)
         model = Llama(shape).init_weights(generator).to(device=device, dtype=dtype)

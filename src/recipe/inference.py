@@ -18,6 +18,7 @@ from lora import load_adapter
 from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
 from recipe.companions import holder_of_prompt, read_prompt
 from recipe.config import MINIATURE
+from recipe.int8_checkpoint import is_int8_checkpoint, load_int8_checkpoint
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -46,13 +47,14 @@ class ModelOptions:
     """The flags that say which model answers. Embed them in a script's options under an empty name."""
 
     base: str = MINIATURE
-    """Checkpoint directory, in Meta's or Hugging Face's layout, or "miniature": the bundled one."""
+    """Checkpoint directory, in Meta's or Hugging Face's layout, in int8 or not, or "miniature": the bundled one."""
     adapter: Path | None = None
     """LoRA adapter (peft's format) trained on that base."""
     int8: bool = False
     """Hold the base in 8 bits: LLM.int8()."""
-    int8_threshold: float = THRESHOLD
-    """With --int8: features that reach it are multiplied in 16 bits; take the one that an adapter was trained with."""
+    int8_threshold: float | None = None
+    """In int8: features that reach it are multiplied in 16 bits; by default as an int8 base says, else 6.0.
+    Take the one that an adapter was trained with."""
     dtype: DtypeName = "auto"
     """Of weights and activations; auto is bfloat16 on a GPU and for large models, else float32."""
     device: str = "auto"
@@ -78,7 +80,7 @@ def load_for_inference(
     *,
     adapter: Path | None = None,
     int8: bool = False,
-    int8_threshold: float = THRESHOLD,
+    int8_threshold: float | None = None,
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
@@ -96,12 +98,16 @@ def load_for_inference(
     tokenizer = Tokenizer(folder)
     check_vocabulary(tokenizer, shape)
     width = inference_dtype(dtype, shape, where)
-    convert = partial(Int8Linear.from_linear, threshold=int8_threshold) if int8 else None
-    model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
+    if stored_int8 := is_int8_checkpoint(folder):
+        model = load_int8_checkpoint(folder, dtype=width, device=where, threshold=int8_threshold, progress=progress)
+    else:
+        threshold = THRESHOLD if int8_threshold is None else int8_threshold
+        convert = partial(Int8Linear.from_linear, threshold=threshold) if int8 else None
+        model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
     if adapter is not None:
         load_adapter(model, adapter)
     parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
-    parts += [f"int8 by {integer_backend(where)}"] if int8 else []
+    parts += [f"int8 by {integer_backend(where)}"] if int8 or stored_int8 else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
     parts += [f"on {where}", f"template {prompt.name} ({origin})"]

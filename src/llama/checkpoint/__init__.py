@@ -2,21 +2,27 @@
 
 names.py   own names and Hugging Face's, row orders, Meta's cuts    configs.py   params.json, config.json
 read.py    what a directory holds                                   load.py      checkpoint -> model
-save.py    model or checkpoint -> files                             progress.py  GB, GB/s, time left
+save.py    model or checkpoint -> files                             diff.py      a tuned model less its base
+progress.py  GB, GB/s, time left
 
 Opening tensor files warily and replacing a directory's files all at once is `files`' part.
 """
 
 from llama.checkpoint.configs import hf_config_dict
+from llama.checkpoint.diff import apply_diff, is_weight_diff, make_diff
 from llama.checkpoint.load import load_checkpoint
 from llama.checkpoint.read import open_checkpoint, read_config
-from llama.checkpoint.save import convert_checkpoint, save_checkpoint
+from llama.checkpoint.save import convert_checkpoint, save_checkpoint, write_checkpoint
 
 __all__ = [
+    "apply_diff",
     "convert_checkpoint",
     "hf_config_dict",
+    "is_weight_diff",
     "load_checkpoint",
+    "make_diff",
     "open_checkpoint",
     "read_config",
     "save_checkpoint",
+    "write_checkpoint",
 ]

@@ -1,7 +1,8 @@
 """A model's shape in its two spellings: Hugging Face's `config.json` and Meta's `params.json`.
 
-Reading refuses by name whatever this model does not compute (biases, scaled rotary frequencies, quantized weights…):
-such a checkpoint would load without complaint and answer with noise. Keys that change nothing are passed over.
+Reading refuses by name whatever this model does not compute (biases, scaled rotary frequencies…): such a checkpoint
+would load without complaint and answer with noise. Keys that change nothing are passed over. Two keys mark files that
+hold something else than a model's weights, codes or differences; they are for readers who ask for that mark.
 
 Meta's file implies two things instead of saying them. The hidden size follows from `multiple_of` and
 `ffn_dim_multiplier` (`swiglu_hidden_dim`). The context length is not there at all: it is taken from the published
@@ -21,22 +22,26 @@ from llama.config import NAMED, LlamaConfig, swiglu_hidden_dim
 DEFAULT_CONTEXT = 2048
 # (multiple_of, ffn_dim_multiplier) of LLaMA-1 and -2 up to 13B, LLaMA-2-70B, LLaMA-3-8B: tried first when writing.
 PUBLISHED_ROUNDINGS: tuple[tuple[int, float | None], ...] = ((256, None), (4096, 1.3), (1024, 1.3))
+QUANTIZED, DIFFERENCE = "quantization_config", "weight_diff"
+"""Keys of a `config.json` that mark quantized weights, and the difference of two models (`llama.checkpoint.diff`)."""
 PARAMS_KEYS = {
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"),
     *("rope_theta", "use_scaled_rope", "max_seq_len", "max_batch_size"),
 }
 
 
-def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") -> LlamaConfig:
+def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json", *, mark: str | None = None) -> LlamaConfig:
     """The shape in the content of a `config.json`, as transformers before and after its version 5 writes it.
 
     Args:
         raw: the file's content.
         origin: what to call it in messages.
+        mark: the one that the caller knows how to read, `QUANTIZED` or `DIFFERENCE`; by default neither may be there.
 
     Raises:
         ValueError: a key is missing or of the wrong type, or asks for what this model does not compute.
     """
+    _refuse_marked(raw, origin, mark)
     rope = _merged_rope(raw)
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
@@ -46,7 +51,6 @@ def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") -> Llama
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
         "attention_bias": (raw.get("attention_bias", False), False),
         "mlp_bias": (raw.get("mlp_bias", False), False),
-        "quantization_config": (raw.get("quantization_config"), None),
         "rope_scaling (rope_type)": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "partial_rotary_factor": (rope.get("partial_rotary_factor", 1.0), 1.0),
     }
@@ -206,6 +210,21 @@ def _merged_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"config.json: {place} = {settings!r} must be an object")
         merged |= settings or {}
     return merged
+
+
+def _refuse_marked(raw: Mapping[str, Any], origin: str, known: str | None) -> None:
+    """Refuse weights that are no plain numbers, unless they are of the kind that the caller asked for."""
+    if known != QUANTIZED and (settings := raw.get(QUANTIZED)) is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ValueError(
+            f"{origin}: the weights are quantized ({QUANTIZED}: quant_method = {method!r}), and such cannot be merged, "
+            "compared or converted: name the checkpoint in 16 or 32 bits that they were made from"
+        )
+    if known != DIFFERENCE and raw.get(DIFFERENCE) is not None:
+        raise ValueError(
+            f"{origin}: this is the difference between two models ({DIFFERENCE}), not a model: add it to its base with "
+            "convert.py diff apply, and name the result"
+        )
 
 
 def _refuse_others(wanted: Mapping[str, tuple[Any, Any]], origin: str) -> None:

@@ -1,8 +1,8 @@
 """Build a model from a checkpoint, tensor by tensor.
 
 The model starts on the "meta" device, where parameters have no memory. Each tensor is then read, put into this
-project's layout, cast, moved, and set in its place. A converter (to int8, say) gets each block Linear the moment its
-weight is there and the full-precision one is dropped, so the peak is the finished model plus one tensor.
+project's layout, cast, moved, and set in its place. A converter (to int8, say) gets each block Linear as it lies in the
+file's pages: on a CPU its weight need not exist in 16 bits at all. So the peak is the finished model plus one tensor.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from llama.checkpoint.names import skeleton
 from llama.checkpoint.progress import transfer_progress
 from llama.checkpoint.read import open_checkpoint
 from llama.model import Llama
+from native import advise_huge_pages
 
 ConvertLinear = Callable[[nn.Linear], nn.Module]
 
@@ -35,7 +36,7 @@ def load_checkpoint(
         dtype: of the weights in memory; None keeps each as it is stored.
         device: where the weights go.
         convert_linear: replaces each of a block's seven Linear layers as it arrives, on `device` and in its stored
-            dtype; not the head.
+            dtype; not the head. The weight it is given may be a view of the file: what it keeps must be a copy.
         progress: show a bar on a terminal and one closing line anywhere, on stderr.
 
     Returns:
@@ -53,16 +54,21 @@ def load_checkpoint(
         f"loading {name}", f"loaded {checkpoint.folder} ({checkpoint.description})", total, enabled=progress
     ) as moved:
         for parameter_name, stored in checkpoint.tensors.items():
-            # copy: what was read may be a view of the file, which must not stay mapped into a model.
             # A converter gets the weight as stored: rounded to `dtype` first, an fp16 weight would lose bits to bf16.
             converted = convert_linear is not None and is_block_linear(model, parameter_name)
-            width = stored.dtype if dtype is None or converted else dtype
-            weight = stored.read().to(device, width, copy=True)
+            weight = stored.read()
+            weight = weight.to(device) if converted else _copy(weight, device, dtype or stored.dtype)
             place(model, parameter_name, weight, convert_linear)
-            del weight  # a converter has its own copy by now, and the next tensor is about to be read
+            del weight  # the next tensor is about to be read
             moved(stored.nbytes)
     model.tie_weights()
     return model.eval()  # converted modules are new, and new modules are in training mode
+
+
+def _copy(weight: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """The same numbers in memory of the model's own: what was read may be a view of the file, which must not stay."""
+    # The kernel hands out large pages faster than it clears small ones, and a model is read faster from them.
+    return advise_huge_pages(torch.empty(weight.shape, dtype=dtype, device=device)).copy_(weight)
 
 
 def place(model: Llama, name: str, weight: Tensor, convert_linear: ConvertLinear | None = None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from files import StoredTensor, open_tensor_file, read_json_object
-from llama.checkpoint.configs import config_from_hf, config_from_params
+from llama.checkpoint.configs import QUANTIZED, config_from_hf, config_from_params
 from llama.checkpoint.names import hf_name, hf_rows, is_ignored, parameter_shapes, shard_dim
 from llama.config import LlamaConfig
 
@@ -79,7 +79,7 @@ def read_config(path: str | Path) -> LlamaConfig:
     if not there:
         raise ValueError(f"{folder} holds neither config.json nor params.json: is it a checkpoint's directory?")
     if (found[0] if found else there[0]) == "config.json":
-        return _hf_config(folder)
+        return _hf_config(folder, mark=QUANTIZED)
     return _meta_config(folder, [open_tensor_file(file) for file in found[1]] if found else [])
 
 
@@ -100,20 +100,20 @@ def _existing_folder(path: str | Path) -> Path:
     return folder
 
 
-def _hf_config(folder: Path) -> LlamaConfig:
+def _hf_config(folder: Path, mark: str | None = None) -> LlamaConfig:
     file = folder / "config.json"
-    return config_from_hf(read_json_object(file), str(file))
+    return config_from_hf(read_json_object(file), str(file), mark=mark)
 
 
 def _open_hf(folder: Path, weights: Sequence[Path]) -> Checkpoint:
     config = _hf_config(folder)
-    stored = _hf_tensors(folder, weights)
+    stored = hf_tensors(folder, weights)
     shapes = {hf_name(name): shape for name, shape in parameter_shapes(config).items()}
     head, embedding = hf_name("output.weight"), hf_name("tok_embeddings.weight")
     if config.tie_embeddings and head not in stored:
         del shapes[head]
-    _check_fit(folder, shapes, stored)
-    if config.tie_embeddings and head in stored and not _equal(stored[head], stored[embedding]):
+    check_fit(folder, shapes, stored)
+    if config.tie_embeddings and head in stored and not equal(stored[head], stored[embedding]):
         raise ValueError(
             f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} differs from "
             f"{embedding}. If the stored head is the right one, set tie_word_embeddings to false"
@@ -136,7 +136,7 @@ def _from_hf_rows(stored: StoredTensor, name: str, config: LlamaConfig) -> Store
     return StoredTensor(stored.shape, stored.dtype, lambda: stored.read().index_select(0, own_rows))
 
 
-def _hf_tensors(folder: Path, weights: Sequence[Path]) -> dict[str, StoredTensor]:
+def hf_tensors(folder: Path, weights: Sequence[Path]) -> dict[str, StoredTensor]:
     """All tensors of all weight files, or of those the index names, by their stored names."""
     single = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
     index = folder / f"{single}.index.json"
@@ -210,7 +210,7 @@ def _open_meta(folder: Path, weights: Sequence[Path]) -> Checkpoint:
         elif name in shapes and (error := _join_error(parts, shard_dim(name))):
             problems[name] = f"misshapen: {name}: {error}"
         joined[name] = join(parts, shard_dim(name))
-    _check_fit(folder, shapes, joined, problems)
+    check_fit(folder, shapes, joined, problems)
     names = _own_names(config)
     ranks_in_words = f"{len(ranks)} model-parallel shard{'s' if len(ranks) > 1 else ''}"
     return Checkpoint(folder, config, f"Meta's layout, {ranks_in_words}", {name: joined[name] for name in names})
@@ -235,10 +235,10 @@ def _is_tied(embeddings: Sequence[StoredTensor], heads: Sequence[StoredTensor]) 
     """Whether embedding (cut into columns) and head (cut into rows) are equal."""
     if _join_error(embeddings, 1) or _join_error(heads, 0):
         return False
-    return _equal(join(embeddings, 1), join(heads, 0))
+    return equal(join(embeddings, 1), join(heads, 0))
 
 
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+def equal(a: StoredTensor, b: StoredTensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(a.read(), b.read())
 
 
@@ -267,7 +267,7 @@ def join(parts: Sequence[StoredTensor], dim: int | None) -> StoredTensor:
     return StoredTensor(tuple(shape), first.dtype, read)
 
 
-def _check_fit(
+def check_fit(
     folder: Path, shapes: Shapes, stored: Mapping[str, StoredTensor], known: Mapping[str, str] | None = None
 ) -> None:
     """Compare what the config implies with what is stored, and raise everything that is wrong at once.

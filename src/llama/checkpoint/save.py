@@ -6,9 +6,10 @@ which wants a file's tensors all at once: a model of the right dtype on the CPU 
 is, anything else costs one shard more.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -58,7 +59,16 @@ def save_checkpoint(
         OSError: the system refuses the write; what was there before is unchanged.
     """
     tensors = _model_tensors(model)
-    _write(tensors, model.config, Path(path), layout, max_shard_bytes, dtype, model_parallel, progress)
+    write_checkpoint(
+        tensors,
+        model.config,
+        path,
+        layout,
+        max_shard_bytes,
+        dtype=dtype,
+        model_parallel=model_parallel,
+        progress=progress,
+    )
 
 
 @torch.no_grad()
@@ -76,71 +86,106 @@ def convert_checkpoint(
     checkpoint = open_checkpoint(source)
     if Path(destination).resolve() == Path(source).resolve():
         raise ValueError(f"{destination} is the source itself: name another directory")
-    _write(
+    write_checkpoint(
         checkpoint.tensors,
         checkpoint.config,
-        Path(destination),
+        destination,
         layout,
         max_shard_bytes,
-        dtype,
-        model_parallel,
-        progress,
+        dtype=dtype,
+        model_parallel=model_parallel,
+        progress=progress,
     )
 
 
-def _write(
+def write_checkpoint(
     tensors: Mapping[str, StoredTensor],
     config: LlamaConfig,
-    folder: Path,
-    layout: Layout,
-    max_shard_bytes: int,
-    dtype: torch.dtype | None,
-    model_parallel: int,
-    progress: bool,
+    path: str | Path,
+    layout: Layout = "hf",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    dtype: torch.dtype | None = None,
+    model_parallel: int = 1,
+    progress: bool = False,
 ) -> None:
-    """Check the options, then write `tensors`, which have own names, as one checkpoint."""
+    """Write tensors that come when asked for, under own names and in own row order, as one checkpoint.
+
+    Arguments and errors as for `save_checkpoint`.
+    """
+    folder = Path(path)
     if layout not in get_args(Layout):
         raise ValueError(f"layout = {layout!r} must be one of {', '.join(get_args(Layout))}")
     check_float_dtype(dtype)
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes = {max_shard_bytes} must be positive")
     if model_parallel != 1 and layout == "hf":
         raise ValueError(f"model_parallel = {model_parallel} belongs to layout 'meta'; 'hf' has max_shard_bytes")
     _check_model_parallel(config, model_parallel)
+    tensors = {name: cast(stored, dtype or stored.dtype) for name, stored in tensors.items()}
+    if layout == "hf":
+        content = hf_config_dict(config, tensors["tok_embeddings.weight"].dtype)
+        write_hf_tensors(as_hf(tensors, config), folder, max_shard_bytes, lambda: content, progress=progress)
+        return
+    _check_shard_bytes(max_shard_bytes)
+    with _staging(tensors, folder, layout, "layout meta", progress) as (staging, counted):
+        _write_meta(counted, config, staging, model_parallel)
+
+
+def write_hf_tensors(
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+    max_shard_bytes: int,
+    config: Callable[[], Mapping[str, Any]],
+    *,
+    kind: str = "layout hf",
+    progress: bool = False,
+) -> None:
+    """Write one safetensors file, or several with an index, and config.json.
+
+    Args:
+        tensors: under Hugging Face's names and in its row order, of any dtype.
+        folder, max_shard_bytes, progress: as for `save_checkpoint`.
+        config: gives config.json's content, when all tensors have been read.
+        kind: what the closing line calls it.
+    """
+    _check_shard_bytes(max_shard_bytes)
+    with _staging(tensors, folder, "hf", kind, progress) as (staging, counted):
+        shards = list(_cut_into_shards(counted, max_shard_bytes))
+        if len(shards) == 1:
+            write_safetensors(staging / "model.safetensors", shards[0])
+        else:
+            _write_shards(shards, staging)
+        (staging / "config.json").write_bytes(json_text(config()))
+
+
+@contextmanager
+def _staging(
+    tensors: Mapping[str, StoredTensor], folder: Path, layout: Layout, kind: str, progress: bool
+) -> Iterator[tuple[Path, dict[str, StoredTensor]]]:
+    """A directory whose files become the checkpoint's, and the tensors, whose reading moves a progress bar."""
     _check_other_layout(folder, layout)
-    tensors = {name: _cast(stored, dtype or stored.dtype) for name, stored in tensors.items()}
     total = sum(stored.nbytes for stored in tensors.values())
     last, stale = COMMITS[layout]
     with (
-        transfer_progress(
-            f"saving {folder.name}", f"saved {folder} (layout {layout})", total, enabled=progress
-        ) as moved,
+        transfer_progress(f"saving {folder.name}", f"saved {folder} ({kind})", total, enabled=progress) as moved,
         staged_files(folder, last=last, stale=stale) as staging,
     ):
-        tensors = {name: _counted(stored, moved) for name, stored in tensors.items()}
-        if layout == "hf":
-            _write_hf(tensors, config, staging, max_shard_bytes)
-        else:
-            _write_meta(tensors, config, staging, model_parallel)
+        yield staging, {name: _counted(stored, moved) for name, stored in tensors.items()}
 
 
-def _write_hf(tensors: Mapping[str, StoredTensor], config: LlamaConfig, folder: Path, max_shard_bytes: int) -> None:
-    """config.json and one safetensors file, or several with an index."""
-    stored_dtype = tensors["tok_embeddings.weight"].dtype
-    (folder / "config.json").write_bytes(json_text(hf_config_dict(config, stored_dtype)))
-    renamed = {hf_name(name): _to_hf_rows(stored, name, config) for name, stored in tensors.items()}
-    shards = list(_cut_into_shards(renamed, max_shard_bytes))
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", shards[0])
-        return
+def _write_shards(shards: Sequence[Mapping[str, StoredTensor]], folder: Path) -> None:
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file_name, shard)
         weight_map |= dict.fromkeys(shard, file_name)
-    total_size = sum(stored.nbytes for stored in renamed.values())
+    total_size = sum(stored.nbytes for shard in shards for stored in shard.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_bytes(json_text(index))
+
+
+def as_hf(tensors: Mapping[str, StoredTensor], config: LlamaConfig) -> dict[str, StoredTensor]:
+    """The same tensors under Hugging Face's names and in its row order."""
+    return {hf_name(name): _to_hf_rows(stored, name, config) for name, stored in tensors.items()}
 
 
 def _to_hf_rows(stored: StoredTensor, name: str, config: LlamaConfig) -> StoredTensor:
@@ -214,7 +259,8 @@ def _model_tensors(model: Llama) -> dict[str, StoredTensor]:
     return {name: StoredTensor.of(tensor) for name, tensor in held.items()}
 
 
-def _cast(stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:
+def cast(stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:
+    """The same tensor in another dtype, on the CPU."""
     return StoredTensor(stored.shape, dtype, lambda: stored.read().to("cpu", dtype))
 
 
@@ -226,6 +272,11 @@ def _counted(stored: StoredTensor, moved: Callable[[int], None]) -> StoredTensor
         return stored.read()
 
     return StoredTensor(stored.shape, stored.dtype, read)
+
+
+def _check_shard_bytes(max_shard_bytes: int) -> None:
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes = {max_shard_bytes} must be positive")
 
 
 def _check_model_parallel(config: LlamaConfig, model_parallel: int) -> None:
