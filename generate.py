@@ -1,21 +1,25 @@
 """Ask a LLaMA: one question, a file of questions, or a chat.
 
     python generate.py "What is asthma?"                                                 one question
-    python generate.py --adapter runs/demo/adapter --int8                                a chat
+    python generate.py --adapter runs/demo/adapter --int8                                a chat; /help there
     python generate.py --prompts questions.txt --out answers.jsonl                       a file of questions
-    cat questions.txt | python generate.py                                               a pipe
+    cat questions.txt | python generate.py                                               a pipe, a question a line
+    cat conversation.txt | python generate.py --chat                                     a pipe, a turn a line
     python generate.py --adapter runs/demo/adapter --side-by-side                        base next to adapter
     python generate.py --base DIR --adapter runs/medalpaca-7b-lora-8bit/adapter --int8   real weights
 
-Each question is answered without memory of those before it: the models are tuned on single turns. Answers go to
-standard output, everything else to standard error.
+A chat remembers its turns, unless --single-turn says otherwise: the published models are tuned on single turns, and may
+answer those better. Elsewhere each question is asked alone. Answers go to standard output, all else to standard error.
 """
 
 import contextlib
+import io
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -28,9 +32,11 @@ from rich.text import Text
 
 from data.miniature import demo_questions
 from data.records import LINE_SUFFIXES, Record, read_rows, read_text, text_field
-from llama.decoding import beam_search, generate, generate_batch, stream_text
+from llama.decoding import Sampling, beam_search, generate, generate_many, in_order, stream_text
 from lora import adapters_disabled
 from recipe import Inference, ModelOptions, plain_errors, prompt_ids
+from recipe.chat import SETTINGS, Chat, Settings
+from recipe.conversation import as_question, turn_marks
 
 NOTES = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -49,6 +55,10 @@ class Options:
     """File of questions: one per line; or rows {"instruction": ..., "input": ...} in a .jsonl or .json."""
     out: Path | None = None
     """With --prompts: where the answers go, as JSONL; by default standard output."""
+    chat: bool = False
+    """The lines of a pipe are turns of one conversation, and commands (/help), as at a terminal."""
+    single_turn: bool = False
+    """A chat without memory: each question is asked alone."""
     batch_size: int = 8
     """With --prompts: questions answered at once. The answers do not depend on it, except a little
     under --int8, which decides over the whole batch which columns stay in 16 bits."""
@@ -68,15 +78,20 @@ class Options:
     max_new_tokens: int = 256
     """Length of an answer at most; less where the model's window ends before."""
     stop: tuple[str, ...] = ("### Instruction:",)
-    """Texts that end an answer, as EOS does. A model not tuned to stop goes on to invent the next question."""
+    """Texts that end an answer, as EOS does and the line that begins a question in the template. A model not tuned to
+    stop goes on to invent the next question."""
     seed: int = 0
-    """Of the draws: same seed, same answer. The n-th question of a file, from 0, takes seed + n."""
+    """Of the draws: same seed, same answer. The n-th question of a file or chat, from 0, takes seed + n."""
 
     def __post_init__(self) -> None:
         no_adapter = self.model.adapter is None
+        elsewhere = self.question is not None or self.prompts or self.side_by_side
         refused = {
             "give a question or --prompts, not both": self.question is not None and self.prompts,
             "--side-by-side compares the base with an adapter: give --adapter": self.side_by_side and no_adapter,
+            "--chat and --single-turn need a chat: drop the question, --prompts or --side-by-side": (
+                (self.chat or self.single_turn) and elsewhere
+            ),
             "--instruction makes the question the input: drop --input": self.instruction and self.input,
             "--out is for a file of questions: give --prompts": self.out and not self.prompts,
             "--top-k and --top-p need a draw: give --temperature": not self.temperature and (self.top_k or self.top_p),
@@ -92,7 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, load the model, answer."""
     options = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     with plain_errors(out_of_memory="lower --batch-size or --max-new-tokens, or add --int8"):
-        run(options)
+        try:
+            run(options)
+        except BrokenPipeError:  # who read the answers has left, as `head -1` does: no error of anybody's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the flush at the exit complain
+            sys.exit(128 + 13)  # a shell's status for SIGPIPE
 
 
 def run(options: Options) -> None:
@@ -104,21 +123,46 @@ def run(options: Options) -> None:
         check_lengths(inference, options, questions)
         with options.out.open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
             answer_file(inference, options, questions, out)
-    elif options.question is None and not options.side_by_side and sys.stdin.isatty():
-        chat(inference, options)
+    elif options.side_by_side:
+        for text in demo_questions() if options.question is None else [options.question]:
+            compare(inference, options, question_of(options, text))
     else:
-        asked = demo_questions() if options.side_by_side else sys.stdin
-        texts = asked if options.question is None else [options.question]
-        for text in filter(str.strip, texts):
-            show(inference, options, as_record(options, text.strip()))
+        converse(inference, options)
 
 
-def show(inference: Inference, options: Options, question: Record) -> None:
-    """Print the answer as it comes; side by side, both answers when they are complete."""
-    if not options.side_by_side:
-        for text in answer(inference, options, question):
-            print(text, end="", flush=True)
-        return print(flush=True)
+def converse(inference: Inference, options: Options) -> None:
+    """Answer the one question, or those of standard input: as a chat at a terminal, else each alone."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text reach the tokenizer, which names them
+    typed = options.question is None and sys.stdin.isatty()
+    chat = Chat(
+        inference,
+        partial(decoder, inference, options),
+        {name: getattr(options, name) for name in SETTINGS},
+        NOTES,
+        instruction=options.instruction,
+        input=options.input,
+        stop=ends(inference, options),
+        memory=(typed or options.chat) and not options.single_turn,
+        interactive=typed,
+    )
+    if typed or options.chat:
+        return chat.run()
+    for text in filter(str.strip, sys.stdin if options.question is None else [options.question]):
+        chat.ask(text.strip())
+
+
+def decoder(inference: Inference, options: Options, settings: Settings) -> Callable[[list[int], int], Iterator[int]]:
+    """What decodes a prompt, the n-th of a chat, with some flags changed. ValueError if they cannot be served."""
+    changed = replace(options, **settings)  # checks that they agree
+    Sampling(**sampling(changed))  # checks their ranges
+    if changed.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {changed.max_new_tokens} must be at least 1")
+    return partial(answer_ids, inference, changed)
+
+
+def compare(inference: Inference, options: Options, question: Record) -> None:
+    """Print the base's answer and the adapter's in a table."""
     with adapters_disabled(inference.model):
         before = "".join(answer(inference, options, question))
     after = "".join(answer(inference, options, question))
@@ -129,72 +173,69 @@ def show(inference: Inference, options: Options, question: Record) -> None:
     Console().print(table)
 
 
-def as_record(options: Options, text: str) -> Record:
+def question_of(options: Options, text: str) -> Record:
     """The question in the slots of the template that the flags say."""
-    return Record(options.instruction, text, "") if options.instruction else Record(text, options.input, "")
-
-
-def chat(inference: Inference, options: Options) -> None:
-    """Answer what is typed until the end of the input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its history and editing keys
-    NOTES.print("One question per line. Ctrl-C interrupts an answer, Ctrl-D ends the chat.")
-    while True:
-        try:
-            if text := input("> ").strip():
-                show(inference, options, as_record(options, text))
-        except KeyboardInterrupt:
-            print()
-        except EOFError:
-            return print()
-        except ValueError as error:
-            NOTES.print(f"error: {error}")
+    return as_question(text.strip(), instruction=options.instruction, input=options.input)
 
 
 def answer(inference: Inference, options: Options, question: Record) -> Iterator[str]:
     """Yield the answer's text as it comes; a beam search has it all at once."""
-    model, tokenizer = inference.model, inference.tokenizer
-    prompt = encode_prompt(inference, question)
-    limit, stop_ids = token_limit(inference, options, prompt), {tokenizer.eos_id}
-    if options.beams > 1:
-        found = beam_search(model, prompt, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
-        ids: Iterator[int] = iter(found[0].ids)
-    else:
-        rng = torch.Generator().manual_seed(options.seed + question.row)
-        ids = generate(model, prompt, max_new_tokens=limit, stop_ids=stop_ids, generator=rng, **sampling(options))
-    yield from stream_text(tokenizer, ids, options.stop, continues=True)
+    ids = answer_ids(inference, options, encode_prompt(inference, question), question.row)
+    yield from stream_text(inference.tokenizer, ids, ends(inference, options), continues=True)
 
 
-def answer_batch(inference: Inference, options: Options, questions: list[Record]) -> list[str]:
-    """The answers to several questions at once, each as if it were asked alone (see --batch-size)."""
+def answer_ids(inference: Inference, options: Options, prompt: list[int], number: int) -> Iterator[int]:
+    """The ids that follow a prompt, the n-th of its file or chat."""
+    limit, stop_ids = token_limit(inference, options, prompt), {inference.tokenizer.eos_id}
     if options.beams > 1:
-        return ["".join(answer(inference, options, question)).strip() for question in questions]
+        found = beam_search(inference.model, prompt, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
+        return iter(found[0].ids)
+    rng = torch.Generator().manual_seed(options.seed + number)
+    return generate(
+        inference.model, prompt, max_new_tokens=limit, stop_ids=stop_ids, generator=rng, **sampling(options)
+    )
+
+
+def answers(inference: Inference, options: Options, questions: list[Record]) -> Iterator[str]:
+    """Yield the answer to each question, in their order, as if it were asked alone (see --batch-size)."""
+    if options.beams > 1:
+        yield from ("".join(answer(inference, options, question)).strip() for question in questions)
+        return
     prompts = [encode_prompt(inference, question) for question in questions]
-    batch = generate_batch(
+    found = generate_many(
         inference.model,
         prompts,
+        batch_size=options.batch_size,
         max_new_tokens=[token_limit(inference, options, prompt) for prompt in prompts],
         stop_ids={inference.tokenizer.eos_id},
         generators=[torch.Generator().manual_seed(options.seed + question.row) for question in questions],
         **sampling(options),
     )
-    return ["".join(stream_text(inference.tokenizer, ids, options.stop, continues=True)).strip() for ids in batch]
+    stops = ends(inference, options)
+    for ids in in_order(found):
+        yield "".join(stream_text(inference.tokenizer, ids, stops, continues=True)).strip()
 
 
 def answer_file(inference: Inference, options: Options, questions: list[Record], out: TextIO) -> None:
-    """Write a JSON line per question, in the file's order, as each batch is done."""
-    starts = range(0, len(questions), options.batch_size)
-    for start in track(starts, "answering", console=NOTES, disable=not NOTES.is_terminal):
-        batch = questions[start : start + options.batch_size]
-        columns = {"output": answer_batch(inference, options, batch)}
-        if options.side_by_side:
-            with adapters_disabled(inference.model):
-                columns["base_output"] = answer_batch(inference, options, batch)
-        for question, *texts in zip(batch, *columns.values(), strict=True):
-            answers = dict(zip(columns, texts, strict=True))
-            row = {"instruction": question.instruction, "input": question.input, **answers}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write a JSON line per question, in the file's order, each as soon as it and those before it are answered.
+
+    Side by side, the base answers the whole file first.
+    """
+    before: list[str] = []
+    if options.side_by_side:
+        with adapters_disabled(inference.model):
+            before = list(track_answers(answers(inference, options, questions), len(questions), "the base"))
+    after = track_answers(answers(inference, options, questions), len(questions), "answering")
+    for row, (question, text) in enumerate(zip(questions, after, strict=True)):
+        found = {"output": text} | ({"base_output": before[row]} if before else {})
+        line = {"instruction": question.instruction, "input": question.input, **found}
+        out.write(json.dumps(line, ensure_ascii=False) + "\n")
         out.flush()
+
+
+def track_answers(texts: Iterator[str], total: int, name: str) -> Iterable[str]:
+    """Show a bar on the terminal while the texts come."""
+    return track(texts, name, total, console=NOTES, disable=not NOTES.is_terminal)
 
 
 def check_lengths(inference: Inference, options: Options, questions: list[Record]) -> None:
@@ -216,6 +257,11 @@ def token_limit(inference: Inference, options: Options, prompt: list[int]) -> in
     return min(options.max_new_tokens, max(1, inference.model.config.max_seq_len - len(prompt)))
 
 
+def ends(inference: Inference, options: Options) -> tuple[str, ...]:
+    """Texts that end an answer."""
+    return (*options.stop, *turn_marks(inference.template))
+
+
 def sampling(options: Options) -> dict[str, Any]:
     """The flags that say how a token is chosen, under the names that `generate` gives them."""
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
@@ -231,7 +277,7 @@ def read_questions(options: Options) -> list[Record]:
             for _, where, row in read_rows(file)
         ]
     else:
-        found = [as_record(options, line.strip()) for line in read_text(file).split("\n") if line.strip()]
+        found = [question_of(options, line) for line in read_text(file).split("\n") if line.strip()]
     if not found:
         raise ValueError(f"{file} holds no questions: write one per line")
     return [replace(question, row=row) for row, question in enumerate(found)]

@@ -2,8 +2,14 @@
 
 import io
 import json
+import os
+import select
+import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,13 @@ from llama.decoding import beam_search, generate
 from llama.tokenizer import Tokenizer
 from lora import LoraConfig, adapters_disabled, add_lora
 from recipe import Inference, ModelOptions
+
+try:
+    import fcntl
+    import pty
+    import termios
+except ImportError:  # not a system with pseudo-terminals
+    pty = None
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ["What is the treatment of asthma?", "What is gout?", "Fever"]
@@ -169,8 +182,26 @@ def test_piped_lines(inference: Inference, capsys: pytest.CaptureFixture[str], m
     assert ask(capsys) == "".join(expected(inference, question) + "\n" for question in QUESTIONS)
 
 
+def test_piped_lines_of_one_conversation(
+    inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--chat: the second line is asked after the first and its answer, and commands are obeyed."""
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{QUESTIONS[1]}\n{QUESTIONS[2]}\n/reset\n{QUESTIONS[2]}\n", tty=False))
+    first, alone = expected(inference, QUESTIONS[1]), expected(inference, QUESTIONS[2])
+    told = f"{QUESTIONS[1]}\n\n### Response:\n{first.strip()}\n\n### Instruction:\n{QUESTIONS[2]}"
+    second = expected(inference, told)
+    assert second != alone
+    assert ask(capsys, "--chat") == f"{first}\n{second}\n{alone}\n"
+
+
+def test_piped_bytes_that_are_no_text_are_named(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit, match=r"error: .*lone surrogate U\+DCE9"):
+        script.main([])
+
+
 def test_chat(inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every question alone; an error or Ctrl-C ends the answer and not the chat."""
+    """With --single-turn every question alone; an error or Ctrl-C ends the answer and not the chat."""
     typed = iter([QUESTIONS[0], "  ", "x" * 300, KeyboardInterrupt(), QUESTIONS[1], EOFError()])
 
     def type_next(_: str) -> str:
@@ -181,11 +212,110 @@ def test_chat(inference: Inference, capsys: pytest.CaptureFixture[str], monkeypa
 
     monkeypatch.setattr(sys, "stdin", Terminal("", tty=True))
     monkeypatch.setattr("builtins.input", type_next)
-    script.main(["--max-new-tokens", "12"])
+    script.main(["--max-new-tokens", "12", "--single-turn"])
     captured = capsys.readouterr()
     answers = [expected(inference, question) + "\n" for question in QUESTIONS[:2]]
-    assert captured.out == f"{answers[0]}\n{answers[1]}\n"
-    assert "window" in captured.err.replace("\n", " ")
+    assert captured.out == "".join(answers)
+    assert "window of 256: shorten it" in captured.err.replace("\n", " ")
+
+
+def test_a_chats_settings_reach_the_answer(
+    inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/set changes the draws; the n-th question takes seed + n."""
+    lines = ["/set temperature 1.5", "/set top-k 50", *QUESTIONS[:2], "/set max_new_tokens 0"]
+    monkeypatch.setattr(sys, "stdin", Terminal("\n".join(lines), tty=False))
+    with pytest.raises(SystemExit, match="error: max_new_tokens = 0 must be at least 1"):
+        ask(capsys, "--chat", "--single-turn", "--seed", "3")
+    drawn = [expected(inference, QUESTIONS[n], seed=3 + n, temperature=1.5, top_k=50) for n in range(2)]
+    assert capsys.readouterr().out == f"{drawn[0]}\n{drawn[1]}\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("temperature -1", "temperature = -1.0"), ("top_k 5", "give --temperature"), ("beams 0", "at least 1")],
+)
+def test_a_setting_that_cannot_be_is_refused_when_it_is_made(
+    inference: Inference,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(f"/set {setting}\n{QUESTIONS[0]}\n", tty=False))
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        ask(capsys, "--chat")
+    assert capsys.readouterr().out == ""
+
+
+def test_statistics_go_to_standard_error(inference: Inference, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main([QUESTIONS[0], "--max-new-tokens", "12"])
+    captured = capsys.readouterr()
+    assert "window tokens" not in captured.out
+    prompt = len(inference.tokenizer.encode(inference.template.render(QUESTIONS[0]), bos=True))
+    assert "12 tokens, " in captured.err
+    assert f" s, {prompt + 12} of 256 window tokens\n" in captured.err
+
+
+def test_the_templates_next_question_ends_an_answer(
+    inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    invented = inference.tokenizer.encode("\nIt is.\n### Instruction:\nWhat?")[2:]  # without the dummy prefix and \n
+    monkeypatch.setattr(script, "generate", lambda *_, **__: iter(invented))
+    monkeypatch.setattr(script, "generate_many", lambda _, prompts, **__: enumerate([invented] * len(prompts)))
+    assert ask(capsys, QUESTIONS[0], "--stop") == "It is.\n"
+    (tmp_path / "q.txt").write_text(QUESTIONS[0])
+    assert json.loads(ask(capsys, "--prompts", str(tmp_path / "q.txt"), "--stop"))["output"] == "It is."
+
+
+def test_who_stops_reading_gets_no_complaint(
+    inference: Inference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `| head -1`: no traceback, no error, a shell's status for it."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        with pytest.raises(SystemExit) as exit_info:
+            script.main([QUESTIONS[0], "--max-new-tokens", "12"])
+        broken.flush()  # as the interpreter does in the end
+    assert exit_info.value.code == 141
+    assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--chat"]])
+def test_ctrl_c_ends_what_nobody_types(
+    inference: Inference, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Iterator[int]:
+        yield 70
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "generate", interrupted)
+    monkeypatch.setattr(sys, "stdin", Terminal(QUESTIONS[0], tty=False))
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(arguments)
+    assert exit_info.value.code == 130
+
+
+ORIGIN = [
+    "python generate.py --base DIR --int8 --template context_question "
+    '--input "Diabetes is a metabolic disease that causes high blood sugar. The symptoms include increased thirst, '
+    'frequent urination, and unexplained weight loss." "What are the symptoms of diabetes?"',
+    'python generate.py --base DIR --int8 --template context_question "How to cure COVID-19?"',
+]
+
+
+@pytest.mark.parametrize("command", ORIGIN)
+def test_the_two_questions_this_project_began_with(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """With the miniature for DIR."""
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, *arguments = shlex.split(command.replace("DIR", "miniature"))
+    script.main([*arguments, "--device", "cpu", "--max-new-tokens", "4"])
+    captured = capsys.readouterr()
+    assert captured.out.strip()
+    assert "int8 by" in captured.err
+    assert "template context_question (as asked)" in captured.err
 
 
 def test_streams_as_it_generates(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +367,8 @@ def test_trailing_space_of_a_prompt_is_left_to_the_answer(inference: Inference, 
         (["a question", "--beams", "2", "--temperature", "1"], "drop --temperature"),
         (["a question", "--beams", "2", "--repetition-penalty", "1.1"], "drop --repetition-penalty"),
         (["a question", "--beams", "0"], "must be at least 1"),
+        (["a question", "--chat"], "need a chat: drop the question"),
+        (["--single-turn", "--prompts", "questions.txt"], "need a chat: drop the question"),
     ],
 )
 def test_contradictions_are_refused(
@@ -295,6 +427,82 @@ def test_help_teaches() -> None:
     assert done.returncode == 0, done.stderr
     for word in ("--prompts questions.txt", "--side-by-side", "MedAlpaca", "miniature", "alpaca"):
         assert word in done.stdout
+
+
+@contextmanager
+def typist(*arguments: str) -> Iterator[tuple[Callable[[str], object], Callable[..., str]]]:
+    """The script at a terminal: what types, and what waits for a text and gives all that was shown up to it."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # or Ctrl-C would be a character like others
+    )
+    os.close(its)
+    shown = b""
+
+    def keys(text: str) -> None:
+        os.write(ours, text.encode())
+
+    def wait(text: str, nudge: str = "") -> str:
+        """What was shown before the text. `nudge` is typed whenever nothing comes for two seconds."""
+        nonlocal shown
+        deadline = time.monotonic() + 120
+        while text.encode() not in shown:
+            ready, _, _ = select.select([ours], [], [], 2.0)
+            if ready:
+                shown += os.read(ours, 4096)
+            elif time.monotonic() < deadline:
+                keys(nudge)
+            else:
+                raise AssertionError(f"no {text!r} in {shown.decode(errors='replace')!r}")
+        before, _, shown = shown.partition(text.encode())
+        return before.decode(errors="replace")
+
+    try:
+        yield keys, wait
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.mark.skipif(pty is None, reason="needs pseudo-terminals")
+def test_at_a_terminal() -> None:
+    """Ctrl-C stops an answer and keeps its beginning; a pasted paragraph is one question; Ctrl-D ends the chat."""
+    with typist("--device", "cpu", "--temperature", "5", "--max-new-tokens", "240") as (keys, wait):
+        wait("> ")
+        # At this temperature an answer is some 200 tokens long; on a busy machine it may still be over before the key.
+        for _ in range(20):
+            keys("What is gout?\r")
+            wait("gout?\r\n")
+            wait(" ")
+            keys("\x03")
+            if "stopped: " in wait(" of 256 window tokens"):
+                break
+            wait("> ")
+        else:
+            raise AssertionError("Ctrl-C never stopped an answer")
+        wait("> ")
+        keys("/reset\r")
+        wait("All turns are forgotten.")
+        wait("> ")
+        keys("\x1b[200~What is\ngout?\x1b[201~\r")
+        wait(" of 256 window tokens")
+        wait("> ")
+        keys("/history\r")
+        wait("history is on, 1 turn held")
+        wait("> ")
+        keys("\x03")
+        # Python loses sight of a signal that comes just before readline waits for a key, until there is one.
+        wait("Ctrl-C again, or Ctrl-D, ends the chat.", nudge="\r")
+        wait("> ")
+        keys("\x04")
 
 
 def test_real_model_from_a_pipe(real_data: Path) -> None:

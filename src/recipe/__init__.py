@@ -4,7 +4,9 @@ config.py        a run's settings, typed, with defaults       config_file.py  th
 assemble.py      settings -> model, optimizer; the result     run_data.py     files -> examples, order of the whole run
 memory.py        predicted memory of a run                    dry_run.py      a run described before it costs anything
 inference.py     files -> a model ready to answer             companions.py   tokenizer and template travel with weights
-command_line.py  how the scripts fail
+fit.py           does it fit into memory, and what would      int8_checkpoint.py  an 8-bit base on disk, mapped
+merge.py         base + adapter, tensor by tensor             command_line.py  how the scripts fail
+conversation.py  several turns -> one prompt                  chat.py         a chat at the terminal
 """
 
 from recipe.assemble import (
