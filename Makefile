@@ -2,12 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Extras installed for `make test` and `make lint`; continuous integration adds the peers: EXTRAS=test,viz,parity,logging
+# Extras installed for `make test` and `make lint`; continuous integration adds more of them: .ci/run
 EXTRAS ?= test,viz
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format miniature clean
+.PHONY: help demo test lint format miniature screenshot clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -46,6 +46,9 @@ miniature: $(STAMP)  ## Rebuild the bundled world: corpus, meadow, exams, tokeni
 	rm -rf runs/miniature/base
 	$(BIN)/python convert.py layout runs/miniature/model runs/miniature/base --layout hf --dtype bfloat16
 	cp runs/miniature/base/* $(BASE)/
+
+screenshot: $(STAMP)  ## Take the picture of docs/serving.md again (after make demo; needs EXTRAS=test,serve and Chromium)
+	PYTHONPATH=tests $(BIN)/python tests/serving/screenshot.py runs/demo/adapter docs/serving.png
 
 clean:  ## Remove what runs and tools leave behind
 	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

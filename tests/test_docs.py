@@ -15,6 +15,7 @@ import convert
 import data.miniature
 import evaluate
 import generate
+import serve
 import train
 from data.exams import load_exam
 from evaluation import score_questions
@@ -157,6 +158,8 @@ def test_commands_are_real(document: str, command: str, tmp_path: Path, monkeypa
             tyro.cli(evaluate.Options, args=arguments)
         elif script == "generate.py":
             tyro.cli(generate.Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        elif script == "serve.py":
+            tyro.cli(serve.Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
         else:
             assert script == "convert.py", command
             monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
 """Who may import whom: the basement nobody here, floor 0 the basement, floor 1 floor 0 (and recipe); never upwards or
 sideways.
 
-The packages: files (basement); llama, lora, int8, optim8bit, data (floor 0); recipe, training, evaluation (floor 1).
+The packages: files, native (basement); llama, lora, int8, optim8bit, data (floor 0); recipe, training, evaluation,
+serving (floor 1).
 """
 
 import ast
@@ -12,15 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
-BASEMENT = {"files"}
+BASEMENT = {"files", "native"}
 FLOOR_0 = {"llama", "lora", "int8", "optim8bit", "data"}
 MAY_IMPORT = (
-    {"files": set()}
+    dict.fromkeys(BASEMENT, frozenset())
     | dict.fromkeys(FLOOR_0, BASEMENT)
     | {
         "recipe": BASEMENT | FLOOR_0,
         "training": BASEMENT | FLOOR_0 | {"recipe"},
         "evaluation": BASEMENT | FLOOR_0 | {"recipe"},
+        "serving": BASEMENT | FLOOR_0 | {"recipe"},
     }
 )
 
