@@ -32,10 +32,13 @@ from recipe import (
     RunData,
     build_model,
     build_optimizer,
+    check_training_fits,
     digest,
     dry_run,
+    free_memory,
     load_run_data,
     load_tokenizer,
+    model_shape,
     pick_device,
     plain_errors,
     plan_steps,
@@ -103,6 +106,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     fingerprint = {**config.fingerprint(), "data": digest(data)}
     saved = saved_checkpoint(config, resume)
 
+    if not config.train.ignore_memory:
+        check_training_fits(config, model_shape(config, tokenizer.vocab_size), free_memory(device))
     model = build_model(config, tokenizer, device)
     optimizer = build_optimizer(model, config.optim)
     done = load_state(saved, model, optimizer, fingerprint) if saved else RunPosition(0, 0, fingerprint)

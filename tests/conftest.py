@@ -48,7 +48,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not os.environ.get("CI") or reporter is None or exitstatus:
         return
     reasons = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
-    wanting = ("REAL_DATA", "install the extra", "install Debian's", "unable to import module")
+    wanting = ("REAL_DATA", "install the extra", "install Debian's", "install a C compiler", "unable to import module")
     if any(words in reason for reason in reasons for words in wanting):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -22,7 +22,7 @@ class Linear(nn.Linear):
         if is_single_row(x, self.in_features):
             row = row_product(x.reshape(-1), self.row_matrix())
             if row is not None:
-                return row.view(*x.shape[:-1], self.out_features)
+                return row.view(*x.shape[:-1], -1)
         return super().forward(x)
 
     def row_matrix(self) -> RowMatrix:

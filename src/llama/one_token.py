@@ -27,8 +27,8 @@ def through_blocks(
 
     Returns:
         (1, 1, C). None where the blocks have to be run one by one: several tokens or rows, padding, a full cache, a
-        gradient wanted, another dtype than bfloat16, a layer of another kind, no CPU or no C compiler. Nothing has
-        changed then.
+        gradient wanted, another dtype than bfloat16, a layer of another kind or with a hook, no CPU or no C
+        compiler. Nothing has changed then.
     """
     if hidden.dtype != torch.bfloat16 or not is_single_row(hidden, hidden.shape[-1]):
         return None
@@ -54,7 +54,9 @@ def prepare(layers: Iterable[Block], cache: KVCache) -> RowBlocks:
 
 
 def row_block(block: Block, cache: KVCache) -> RowBlock | None:
-    """Where a block's parts and its share of the cache lie; None if a layer does not say what it multiplies by."""
+    """Where a block's parts and its share of the cache lie; None if a layer has a hook or is of another kind."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
+        return None  # somebody watches a layer
     attention, feed_forward = block.attention, block.feed_forward
     linears = (
         attention.wq,

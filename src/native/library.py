@@ -35,7 +35,7 @@ def load_library(*sources: Path) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(compiled(sources, compiler, cache_folder())))
-    except (OSError, subprocess.SubprocessError):  # no OpenMP in this compiler, a folder that forbids execution, ...
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no OpenMP here, no home, a folder without execution
         return None
 
 
@@ -71,7 +71,7 @@ def cache_folder() -> Path:
     folder = Path.home() / CACHE
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+    if not hasattr(os, "getuid") or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder} belongs to someone else, or others may write to it")
     return folder
 

@@ -64,7 +64,9 @@ static float bf16_dot(const float *restrict x, const uint16_t *restrict weight, 
 
 /* The same for two numbers to a word: one is its upper half as it stands, the other its lower half shifted up. Half as
  * many instructions per byte; `packed` is x in bfloat16. */
-static float packed_dot(const uint32_t *restrict packed, const uint32_t *restrict weight, int64_t words) {
+typedef uint32_t __attribute__((may_alias)) two; /* may look at what was written as uint16_t */
+
+static float packed_dot(const two *restrict packed, const two *restrict weight, int64_t words) {
     union word { uint32_t bits; float value; };
     float lower = 0, upper = 0;
 #pragma omp simd reduction(+ : lower, upper)
@@ -96,8 +98,8 @@ void multiply(const struct row *x, const struct matrix *w, float *y, int bf16, i
         if (w->absmax)
             value = int8_dot(x, (const uint8_t *)w->weight + n * columns, columns) * (x->fixed_scale / 127) * w->absmax[n];
         else if (in_words)
-            value = packed_dot((const uint32_t *)shared_packed,
-                               (const uint32_t *)((const uint16_t *)w->weight + n * columns), columns / 2);
+            value = packed_dot((const two *)shared_packed, (const two *)((const uint16_t *)w->weight + n * columns),
+                               columns / 2);
         else
             value = bf16_dot(x->value, (const uint16_t *)w->weight + n * columns, columns);
         value = round_to(value, bf16);

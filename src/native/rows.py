@@ -43,6 +43,9 @@ LEVELS = 127 * 256
 MAX_INNER = (2**31 - 1) // (255 * 128)
 """Longest K, 65,793, whose sums of (code + 128) · byte are sure to fit int32."""
 
+MAX_ROWS = 2**20
+"""Results of one product lie on the stack: four megabytes at most, of the eight that a thread usually has."""
+
 MAX_SCORES = 2**18
 """Attention scores of one group of heads lie on the stack: a megabyte at most."""
 
@@ -65,13 +68,20 @@ class RowMatrix:
     lora_scale: float = 1.0
 
     def usable(self) -> bool:
-        """Whether all parts lie in the CPU's memory, number after number, in the dtypes above."""
-        expected = torch.bfloat16 if self.absmax is None else torch.int8
-        parts = [part for part in (self.weight, self.absmax, self.lora_A, self.lora_B) if part is not None]
+        """Whether all parts lie in the CPU's memory, number after number, in the shapes and dtypes above."""
+        rows, columns = self.weight.shape
+        rank = 0 if self.lora_A is None else self.lora_A.shape[0]
+        expected = (
+            (self.weight, (rows, columns), torch.bfloat16 if self.absmax is None else torch.int8),
+            (self.absmax, (rows,), torch.float32),
+            (self.lora_A, (rank, columns), torch.bfloat16),
+            (self.lora_B, (rows, rank), torch.bfloat16),
+        )
         return (
-            self.weight.dtype == expected
-            and self.weight.shape[1] <= MAX_INNER
-            and all(part.device.type == "cpu" and part.is_contiguous() for part in parts)
+            rows <= MAX_ROWS
+            and columns <= MAX_INNER
+            and (self.lora_A is None) == (self.lora_B is None)
+            and all(part is None or _is_plain(part, shape, dtype) for part, shape, dtype in expected)
         )
 
     def as_struct(self) -> "_Matrix":
@@ -99,8 +109,10 @@ def fixed_point_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     [16256, -32512, 4064]
     """
     largest = x.abs().amax().float()
-    q = torch.round(x.float() * (LEVELS / largest)) if largest > 0 else torch.zeros_like(x)
-    return q.int(), largest / LEVELS
+    per_unit = LEVELS / largest
+    if per_unit.isinf():  # x is zero, or below 1e-34, which is taken for zero
+        return torch.zeros_like(x, dtype=torch.int32), torch.zeros(())
+    return torch.floor(x.float() * per_unit + 0.5).int(), largest / LEVELS
 
 
 def row_product_reference(x: Tensor, matrix: RowMatrix) -> Tensor:
@@ -128,6 +140,8 @@ def row_product(x: Tensor, matrix: RowMatrix) -> Tensor | None:
     """
     library, bf16 = _library(), x.dtype == torch.bfloat16
     if library is None or not matrix.usable():
+        return None
+    if x.numel() != matrix.weight.shape[1] or x.device.type != "cpu":
         return None
     if not bf16 and (x.dtype != torch.float32 or matrix.absmax is None or matrix.lora_A is not None):
         return None
@@ -176,6 +190,11 @@ class RowBlocks:
         tables = (cos.data_ptr(), sin.data_ptr())
         library.blocks_row(y.data_ptr(), self._array, len(self.blocks), self._shape, *tables, torch.get_num_threads())
         return y
+
+
+def _is_plain(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether C can be told where the tensor begins and know the rest."""
+    return tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _is_usable(block: RowBlock) -> bool:

@@ -25,6 +25,7 @@ from recipe.companions import copy_companions
 from recipe.config import MINIATURE, RunConfig
 from recipe.config_file import read_config, write_config
 from recipe.dry_run import dry_run, preview
+from recipe.fit import check_training_fits, free_memory
 from recipe.inference import Inference, ModelOptions, load_for_inference, prompt_ids
 from recipe.memory import MemoryPlan, count_parameters, meta_model, planned_state, predict_memory
 from recipe.run_data import RunData, RunPlan, data_files, digest, load_run_data, plan_steps
@@ -39,12 +40,14 @@ __all__ = [
     "RunPlan",
     "build_model",
     "build_optimizer",
+    "check_training_fits",
     "checkpoint_folder",
     "copy_companions",
     "count_parameters",
     "data_files",
     "digest",
     "dry_run",
+    "free_memory",
     "load_for_inference",
     "load_run_data",
     "load_tokenizer",

@@ -23,6 +23,7 @@ FREE_TO_CHANGE = {
     *("model.base", "model.tokenizer", "data.folder"),
     *("train.output", "train.device", "train.log_every", "train.eval_every", "train.save_every"),
     *("train.keep_checkpoints", "train.sample_answers", "train.tensorboard", "train.gradient_checkpointing"),
+    "train.ignore_memory",
 }
 """Settings that may differ between a run and its continuation: they say where and how, and shape no weight."""
 
@@ -153,6 +154,8 @@ class TrainSection:
     seed: int = 42
     device: str = "auto"
     """auto takes a CUDA GPU if there is one."""
+    ignore_memory: bool = False
+    """Begin even if the run does not seem to fit into the free memory."""
     log_every: int = 1
     """Optimizer steps between lines of metrics.jsonl."""
     eval_every: int = 0

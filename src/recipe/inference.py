@@ -15,9 +15,11 @@ from data import PromptTemplate, TokenEncoder
 from int8 import THRESHOLD, Int8Linear, integer_backend
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config
 from lora import load_adapter
+from native import row_backend
 from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
 from recipe.companions import holder_of_prompt, read_prompt
 from recipe.config import MINIATURE
+from recipe.fit import check_load_fits, free_memory
 from recipe.int8_checkpoint import is_int8_checkpoint, load_int8_checkpoint
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -61,6 +63,8 @@ class ModelOptions:
     """auto takes a CUDA GPU if there is one."""
     template: str | None = None
     """Name (alpaca, medalpaca, ...) or JSON file; by default the one saved with the adapter or base, else alpaca."""
+    ignore_memory: bool = False
+    """Load even if it does not seem to fit into the free memory."""
 
     def load(self) -> Inference:
         """Load what the flags say; see `load_for_inference`."""
@@ -72,6 +76,7 @@ class ModelOptions:
             dtype=self.dtype,
             device=self.device,
             template=self.template,
+            ignore_memory=self.ignore_memory,
         )
 
 
@@ -84,12 +89,13 @@ def load_for_inference(
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    ignore_memory: bool = False,
     progress: bool = True,
 ) -> Inference:
     """Load a model to ask. Arguments as in `ModelOptions`; `progress` shows a bar while weights are read.
 
     Raises:
-        ValueError: a file is missing, damaged or does not fit the others.
+        ValueError: a file is missing, damaged or does not fit the others; or the model does not fit into memory.
     """
     folder = checkpoint_folder(base)
     prompt, origin = choose_template(template, adapter, folder)
@@ -101,6 +107,8 @@ def load_for_inference(
     if stored_int8 := is_int8_checkpoint(folder):
         model = load_int8_checkpoint(folder, dtype=width, device=where, threshold=int8_threshold, progress=progress)
     else:
+        if not ignore_memory:
+            check_load_fits(shape, width, int8=int8, free=free_memory(where))
         threshold = THRESHOLD if int8_threshold is None else int8_threshold
         convert = partial(Int8Linear.from_linear, threshold=threshold) if int8 else None
         model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
@@ -108,6 +116,7 @@ def load_for_inference(
         load_adapter(model, adapter)
     parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
     parts += [f"int8 by {integer_backend(where)}"] if int8 or stored_int8 else []
+    parts += [f"single tokens by {row_backend()}"] if where.type == "cpu" and width == torch.bfloat16 else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
     parts += [f"on {where}", f"template {prompt.name} ({origin})"]

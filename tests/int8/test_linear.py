@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from int8 import Int8Linear, int8_matmul, linear, quantize_rowwise
+from native import row_backend, rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -77,6 +78,37 @@ def test_forward_is_the_int8_product_plus_bias(dtype, bias):
     output = layer(x)
     assert output.dtype == dtype and output.shape == (2, 5, 12)
     assert torch.equal(output, expected)
+
+
+@pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40)])
+@torch.no_grad()
+def test_a_single_row_keeps_16_bits_of_the_input(check_bound, shape, dtype):
+    layer, x = Int8Linear.from_linear(make()), activations(*shape).to(dtype)
+    output = layer(x)
+    assert output.dtype == dtype and output.shape == (*shape[:-1], 12)
+    weight = layer.dequantize(torch.float64)
+    exact, mass = F.linear(x.double(), weight), weight.abs().sum(1)
+    # Half a step of a/32512 for every weight, float32's own rounding of both, and one to the output's dtype.
+    bound = 1.02 * (x.abs().amax() / 65024 * mass + 2.0**-21 * exact.abs()) + torch.finfo(dtype).eps / 2 * exact.abs()
+    check_bound("Int8Linear: a single row vs float64, of its bound", ((output - exact).abs() / bound).max(), 1)
+    if dtype == torch.float32:  # in bfloat16 the output's rounding is most of either error
+        paper = (int8_matmul(x, layer.weight_codes, layer.weight_absmax, 6.0) - exact).abs().max()
+        check_bound("Int8Linear: error of a single row, of LLM.int8()'s", (output - exact).abs().max() / paper, 0.2)
+
+
+@pytest.mark.parametrize("case", ["bias", "float16", "two rows", "gradient", "autocast", "no compiler"])
+def test_other_rows_follow_llm_int8(case, monkeypatch):
+    layer = Int8Linear.from_linear(make(bias=case == "bias"))
+    x = activations(2 if case == "two rows" else 1, 40).to(torch.float16 if case == "float16" else torch.float32)
+    if case == "no compiler":
+        monkeypatch.setattr(rows, "_library", lambda: None)
+    with torch.set_grad_enabled(case == "gradient"), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        expected = int8_matmul(x, layer.weight_codes, layer.weight_absmax, 6.0)
+        expected = expected if layer.bias is None else expected + layer.bias
+        assert torch.equal(layer(x), expected)
+    assert (layer.row_matrix() is None) == (case == "bias")
 
 
 def test_peers_tolerance_1024_to_3072(check_bound):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from oracles.llama import attention
 
-from llama.attention import Attention, attention_reference, causal_mask, document_mask, padding_mask
+from llama.attention import Attention, attend, attention_reference, causal_mask, document_mask, padding_mask
 from llama.rotary import rotary_table
 
 
@@ -25,6 +25,18 @@ def test_reference_against_float64_and_sdpa(check_bound, n_kv_heads, n_keys):
     # Scores of order 4 carry a relative error of a few 2⁻²⁴, which the softmax multiplies by the score.
     check_bound("attention: reference vs float64", np.abs(reference.numpy() - oracle).max(), 2e-6)
     check_bound("attention: SDPA vs reference", (fused - reference).abs().max(), 2e-6)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("padding", [None, [0, 6]], ids=["all keys", "padded"])
+def test_one_query_by_groups(check_bound, n_kv_heads, padding):
+    """Queries that share keys are attended to together; a group of them must not get its neighbour's keys."""
+    q, k, v = heads(4, 1, 0), heads(n_kv_heads, 9, 1), heads(n_kv_heads, 9, 2)
+    mask = None if padding is None else padding_mask(1, 9, torch.tensor(padding))
+    attended = attend(q, k, v, mask)
+    assert attended.shape == (2, 4, 1, 8)
+    reference = attention_reference(q, k, v, causal_mask(1, 9) if mask is None else mask)
+    check_bound("attention: one query vs reference", (attended - reference).abs().max(), 2e-6)  # as above
 
 
 def test_softmax_in_float32_under_bf16():

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from oracles import lora as oracle
 from torch import Tensor, nn
 
-from lora import LoraLinear, lora_reference
+from llama.linear import Linear
+from lora import LoraLinear, adapters_disabled, lora_reference, merge_lora, unmerge_lora
+from native import RowMatrix, row_backend, row_product
 
 D, K, R, ALPHA, N = 24, 20, 4, 6.0, 5
 # Relative rounding error of one operation: half the distance between neighbouring numbers.
@@ -217,3 +219,53 @@ def test_other_bases_are_refused(base: nn.Module, message: str) -> None:
 def test_numbers_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="r = 0"):
         LoraLinear(nn.Linear(2, 2), r=0, alpha=1, dropout=0.0)
+
+
+def make_row_layer(**options) -> LoraLinear:
+    """Over a base that says what it multiplies a row by."""
+    layer = make_layer(torch.bfloat16, **options)
+    plain, layer.base = layer.base, Linear(D, K).bfloat16()
+    layer.base.load_state_dict(plain.state_dict())
+    return layer.eval()
+
+
+@pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+@pytest.mark.parametrize("rslora", [False, True])
+@torch.no_grad()
+def test_row_matrix_stands_for_the_layer(rslora: bool, check_bound: Callable) -> None:
+    layer, x = make_row_layer(rslora=rslora), inputs(torch.bfloat16)
+    matrix = layer.row_matrix()
+    assert matrix is not None and matrix.lora_A.dtype == matrix.lora_B.dtype == torch.bfloat16
+    rows = torch.stack([row_product(row, matrix) for row in x])
+    # The roundings of the layer itself, in the same places: six, see above.
+    unit = UNIT[torch.bfloat16]
+    check_bound("lora: row product vs oracle, bfloat16", error_of(rows, x, layer), 6 * unit * (1 + 6 * unit))
+    magnitude = oracle.lora_magnitude(x.double().numpy(), *matrices(layer), layer.scaling)
+    for name, result in (("many rows", layer(x)), ("one row", torch.stack([layer(row) for row in x]))):
+        # Float32 sums in another order may round any of the four results to the neighbour: one place, two units each.
+        error = (np.abs((rows - result).double().numpy()) / magnitude).max()
+        check_bound(f"lora: row product vs layer, {name}", error, 4 * 2 * unit)
+
+
+def test_row_matrix_leaves_a_disabled_or_merged_adapter_out() -> None:
+    layer = make_row_layer()
+    model = nn.Sequential(layer)
+
+    def has_adapter() -> bool:
+        return layer.row_matrix().lora_A is not None
+
+    assert has_adapter()
+    with adapters_disabled(model):
+        assert not has_adapter()
+    merge_lora(model)
+    assert not has_adapter() and layer.row_matrix().weight is layer.base.weight
+    unmerge_lora(model)
+    assert has_adapter()
+
+
+def test_no_row_matrix_without_the_base_s_or_with_dropout() -> None:
+    assert make_layer(torch.bfloat16).row_matrix() is None  # nn.Linear has none
+    layer = make_row_layer(dropout=0.5)
+    assert isinstance(layer.row_matrix(), RowMatrix)
+    assert layer.train().row_matrix() is None
+    assert isinstance(make_row_layer().train().row_matrix(), RowMatrix)
