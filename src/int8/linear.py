@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from int8.matmul import int8_matmul
-from int8.quantize import THRESHOLD, dequantize_rowwise, quantize_rowwise
+from int8.quantize import INT8_MAX, SMALLEST_ABSMAX, THRESHOLD, dequantize_rowwise
 from native import RowMatrix, advise_huge_pages, is_single_row, row_product
 
 # A weight is quantized this many elements at a time: temporaries stay at a few MB while a checkpoint streams in.
@@ -120,11 +120,16 @@ class Int8Linear(nn.Module):
 
 
 def _quantize_into(weight: Tensor, codes: Tensor, absmax: Tensor) -> None:
-    """Row-wise quantization of weight (N, K), a group of rows at a time, written to codes (N, K) and absmax (N,)."""
+    """`quantize_rowwise` of a weight (N, K), a group of rows at a time, written to codes (N, K) and absmax (N,)."""
     group = max(1, QUANTIZE_ELEMENTS // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], group):
-        rows = slice(start, start + group)
-        codes[rows], absmax[rows] = quantize_rowwise(weight[rows])
+    # One buffer for all groups: the system maps, clears and unmaps fresh ones each time, slower than the arithmetic.
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    buffer = torch.empty(min(group, weight.shape[0]), weight.shape[1], dtype=wide, device=weight.device)
+    pieces = zip(weight.split(group), codes.split(group), absmax.split(group), strict=True)
+    for rows, row_codes, row_absmax in pieces if weight.shape[1] else ():
+        x = buffer[: len(rows)].copy_(rows)
+        row_absmax.copy_(torch.maximum(x.amax(1), x.amin(1).neg_())).clamp_(min=SMALLEST_ABSMAX)
+        row_codes.copy_(x.mul_((INT8_MAX / row_absmax)[:, None]).round_())
     if not absmax.isfinite().all():
         bad = (~absmax.isfinite()).nonzero().squeeze(1).tolist()
         raise ValueError(

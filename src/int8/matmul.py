@@ -56,7 +56,7 @@ from torch.autograd.function import once_differentiable
 
 from int8.int_mm import integer_product, without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
-from native import quantize_rows, scale_product
+from native import decode_columns, quantize_rows, scale_product
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -203,6 +203,12 @@ def _quantize_without(x: Tensor, outlier: Tensor) -> tuple[Tensor, Tensor]:
     return quantize_rowwise(x.index_fill(1, outlier, 0)) if fast is None else fast
 
 
+def _decode_columns(weight_codes: Tensor, weight_absmax: Tensor, columns: Tensor) -> Tensor:
+    """Those columns of Ŵᵀ, in float32."""
+    fast = decode_columns(weight_codes, weight_absmax / INT8_MAX, columns)
+    return dequantize_rowwise(weight_codes.index_select(1, columns), weight_absmax) if fast is None else fast
+
+
 def _scale(product: Tensor, x_absmax: Tensor, weight_absmax: Tensor, dtype: torch.dtype) -> Tensor:
     """V = V_i32 · (c_R ⊗ c_W) / 127², computed in float32."""
     row_scale, column_scale = x_absmax / INT8_MAX, weight_absmax / INT8_MAX
@@ -221,7 +227,7 @@ class _FrozenInt8Matmul(torch.autograd.Function):
         ctx.save_for_backward(weight_codes, weight_absmax)
         rows = _as_matrix(x)  # (M, K)
         outlier = outlier_columns(rows, threshold)
-        weight_outlier = dequantize_rowwise(weight_codes.index_select(1, outlier), weight_absmax)  # W_Oᵀ (N, o)
+        weight_outlier = _decode_columns(weight_codes, weight_absmax, outlier)  # W_Oᵀ (N, o)
         output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
         return output.view(*x.shape[:-1], weight_codes.shape[0])
 

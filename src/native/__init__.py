@@ -11,7 +11,7 @@ Everything works without it, slower. The Python beside each C function is its fo
 """
 
 from native.huge_pages import advise_huge_pages
-from native.quantize import columns_reaching, quantize_rows, scale_product
+from native.quantize import columns_reaching, decode_columns, quantize_rows, scale_product
 from native.rows import (
     RowBlock,
     RowBlocks,
@@ -28,6 +28,7 @@ __all__ = [
     "RowMatrix",
     "advise_huge_pages",
     "columns_reaching",
+    "decode_columns",
     "is_single_row",
     "quantize_rows",
     "row_backend",

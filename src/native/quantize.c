@@ -97,3 +97,11 @@ void scale_product(const int32_t *restrict product, const float *restrict row_sc
         }
     }
 }
+
+/* y (N, n_columns) = the columns of codes (N, K) that are asked for, times scale (N). */
+void decode_columns(const int8_t *codes, const float *scale, const int64_t *columns, float *y, int64_t N, int64_t K,
+                    int64_t n_columns, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t i = 0; i < n_columns; i++) y[n * n_columns + i] = (float)codes[n * K + columns[i]] * scale[n];
+}

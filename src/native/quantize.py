@@ -1,4 +1,4 @@
-"""Row-wise int8 quantization, the search for outlier columns and the scaling of an int8 product, each in one pass.
+"""Row-wise int8 quantization, the search for outlier columns, the scaling of an int8 product: each in one pass.
 
 PyTorch takes five operations for the first (magnitudes, their maximum, a product, rounding, a cast), and each writes
 and reads the whole matrix. The formulas are those of `int8.quantize` and `int8.matmul`, which call these where they
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from native.library import FLOAT, INT, POINTER, SIZE, load_library
 
@@ -24,8 +25,8 @@ MAX_COLUMNS = 2**18
 
 def columns_reaching(x: Tensor, threshold: float) -> Tensor | None:
     """(o,) int64: the columns of x (M, K) in which some |x| is not below the threshold."""
-    library = _library()
-    if library is None or not _usable(x):
+    library = _library() if _usable(x) else None
+    if library is None:
         return None
     x, reaches = x.contiguous(), torch.empty(x.shape[1], dtype=torch.bool)
     sizes = (*x.shape, TYPES[x.dtype], threshold, torch.get_num_threads())
@@ -35,8 +36,8 @@ def columns_reaching(x: Tensor, threshold: float) -> Tensor | None:
 
 def quantize_rows(x: Tensor, blank: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
     """(codes (M, K) int8, absmax (M,) float32) of x (M, K), with the columns `blank` (o,) int64 taken for zero."""
-    library = _library()
-    if library is None or not _usable(x):
+    library = _library() if _usable(x) else None
+    if library is None:
         return None
     x = x.contiguous()
     codes, absmax = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0], dtype=torch.float32)
@@ -49,8 +50,9 @@ def quantize_rows(x: Tensor, blank: Tensor | None = None) -> tuple[Tensor, Tenso
 
 def scale_product(product: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor | None:
     """product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32, in dtype float32 or bfloat16."""
-    library = _library()
-    if library is None or product.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    usable = product.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and not is_compiling()
+    library = _library() if usable else None
+    if library is None:
         return None
     product, y = product.contiguous(), torch.empty(product.shape, dtype=dtype)
     scales = (row_scale.contiguous(), column_scale.contiguous())
@@ -59,8 +61,21 @@ def scale_product(product: Tensor, row_scale: Tensor, column_scale: Tensor, dtyp
     return y
 
 
+def decode_columns(codes: Tensor, scale: Tensor, columns: Tensor) -> Tensor | None:
+    """(N, o) float32: the columns (o,) int64 of codes (N, K) int8, each row times its scale (N,) float32."""
+    usable = codes.device.type == "cpu" and codes.is_contiguous() and not is_compiling()
+    library = _library() if usable else None
+    if library is None:
+        return None
+    scale, columns = scale.contiguous(), columns.contiguous()
+    y = torch.empty(codes.shape[0], columns.numel(), dtype=torch.float32)
+    pointers = [tensor.data_ptr() for tensor in (codes, scale, columns, y)]
+    library.decode_columns(*pointers, *codes.shape, columns.numel(), torch.get_num_threads())
+    return y
+
+
 def _usable(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in TYPES and 0 < x.shape[1] <= MAX_COLUMNS
+    return x.device.type == "cpu" and x.dtype in TYPES and 0 < x.shape[1] <= MAX_COLUMNS and not is_compiling()
 
 
 @cache
@@ -70,6 +85,8 @@ def _library() -> ctypes.CDLL | None:
         library.mark_columns.argtypes = [POINTER, POINTER, SIZE, SIZE, INT, FLOAT, INT]
         library.quantize_rows.argtypes = [POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER, SIZE, INT]
         library.scale_product.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, INT, INT]
-        for function in (library.mark_columns, library.quantize_rows, library.scale_product):
+        library.decode_columns.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT]
+        functions = (library.mark_columns, library.quantize_rows, library.scale_product, library.decode_columns)
+        for function in functions:
             function.restype = None
     return library
