@@ -144,8 +144,8 @@ def recover(
 ) -> None:
     """Recover the tuned model from its base and the difference; every tensor's checksum is verified.
 
-    Plain differences in floating point, as Alpaca's was published, are added too. They have no checksums: compare the
-    sum of all weights, which is printed, with the publisher's (Alpaca-7B: 50637.18).
+    Plain differences in floating point, as Alpaca's was published, are added too. They have no checksums: the sum of
+    all weights is printed, to be compared with the publisher's. (Some publishers counted rotary tables as weights.)
 
     Args:
         base: directory of the very checkpoint that was tuned, in any layout.

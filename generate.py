@@ -60,8 +60,8 @@ class Options:
     single_turn: bool = False
     """A chat without memory: each question is asked alone."""
     batch_size: int = 8
-    """With --prompts: questions answered at once. The answers do not depend on it, except a little
-    under --int8, which decides over the whole batch which columns stay in 16 bits."""
+    """With --prompts: questions answered at once. The answers do not depend on it, up to
+    rounding; a little more under --int8, which decides over the whole batch which columns stay in 16 bits."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     side_by_side: bool = False
     """Answer with the base and with the adapter, next to each other."""
@@ -116,6 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: Options) -> None:
     """Load the model and answer what was asked, in the way it was asked."""
+    if options.out and options.prompts and options.out.exists() and options.out.samefile(options.prompts):
+        raise ValueError("--out is --prompts itself: name another file")
     questions = read_questions(options) if options.prompts else []  # a bad file shows before the long load
     inference = options.model.load()
     NOTES.print(inference.description, style="dim")
@@ -148,8 +150,8 @@ def converse(inference: Inference, options: Options) -> None:
     )
     if typed or options.chat:
         return chat.run()
-    for text in filter(str.strip, sys.stdin if options.question is None else [options.question]):
-        chat.ask(text.strip())
+    for number, text in enumerate(filter(str.strip, sys.stdin if options.question is None else [options.question])):
+        chat.ask(text.strip(), number)
 
 
 def decoder(inference: Inference, options: Options, settings: Settings) -> Callable[[list[int], int], Iterator[int]]:

@@ -20,6 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from native import advise_huge_pages
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao", "safetensors")
 
@@ -44,7 +46,7 @@ def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def bandwidth_probe(n_bytes: int = 2 * 10**9) -> Callable[[], object]:
     """A work that reads `n_bytes` of memory once, in torch's threads: the limit of whatever must read its weights."""
-    numbers = torch.randint(-(2**62), 2**62, (n_bytes // 8,), dtype=torch.int64)
+    numbers = advise_huge_pages(torch.empty(n_bytes // 8, dtype=torch.int64)).random_()  # as weights are kept
     return numbers.sum
 
 
@@ -81,10 +83,12 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], *, claim: str, notes: S
     table = Table(*rows[0], title=claim, title_justify="left")
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
     for note in notes:
         print(f"note: {note}")
-    command = " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])])
+    words = ["DIR" if os.path.isabs(word) else word for word in sys.argv[1:]]  # where things lay is nobody's business
+    command = " ".join(["python", os.path.relpath(sys.argv[0]), *words])
     content = {"claim": claim, "command": command, "machine": machine(), "rows": list(rows), "notes": list(notes)}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"

@@ -5,6 +5,9 @@
 One byte per weight and four per output feature, so 7B parameters take 7 GB. The codes are plain named buffers: they
 appear in `state_dict`, travel through safetensors, and are nothing special to distributed code.
 
+A single row of float32 or bfloat16 on a CPU takes another product where there is a C compiler, weight-only: the weight
+stays in 8 bits, the input keeps 16 (`native/rows.py`). It is closer to x Ŵ and needs no outliers.
+
 A frozen weight is a fact, not a preference. Nothing here changes its value: not `.train()` or `.eval()`, and no cast
 either. `.half()`, `.to(torch.bfloat16)` and the like leave all buffers as they are (a rounded absmax would scale a
 whole row of the weight differently); the layer computes in whatever dtype its input has.
@@ -31,7 +34,8 @@ class Int8Linear(nn.Module):
         in_features: K.
         out_features: N.
         bias: whether there is one (kept in floating point, and frozen too).
-        threshold: features of the input reaching this are multiplied in floating point; 0 disables that.
+        threshold: features of the input reaching this are multiplied in floating point; 0 disables that. Not looked at
+            for a single row in C.
         device: of the buffers; "meta" gives sizes without memory.
 
     Buffers: weight_codes (N, K) int8, weight_absmax (N,) float32, bias (N,) or None.

@@ -60,6 +60,9 @@ from native import decode_columns, quantize_rows, scale_product
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+FEW_OUTLIERS = 64
+"""Up to so many outlier columns are added on the way out of the int8 product; more are a product of their own."""
+
 DECODE_ELEMENTS = 2**22
 """The backward pass decodes the weight in slices of this many elements (8 MB of bf16): long enough for an efficient
 product, and never the whole weight, which would cost the memory that int8 has saved."""
@@ -190,10 +193,17 @@ def _decomposed_product(
     has_outliers = outlier.numel() > 0
     x_codes, x_absmax = _quantize_without(x, outlier) if has_outliers else quantize_rowwise(x)
     product = integer_product(x_codes, weight_codes)  # (M, N) int32
-    output = _scale(product, x_absmax, weight_absmax, torch.float32 if has_outliers else x.dtype)
-    if has_outliers:
+    row_scale, column_scale = x_absmax / INT8_MAX, weight_absmax / INT8_MAX
+    outliers = (x.index_select(1, outlier).float(), weight_outlier) if has_outliers else None
+    if outlier.numel() <= FEW_OUTLIERS:
+        fast = scale_product(product, row_scale, column_scale, x.dtype, outliers)
+        if fast is not None:
+            return fast
+    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
+    output = torch.mul(product, column_scale).mul_(row_scale[:, None])
+    if outliers is not None:
         # In place, hence (by autocast's rules) in float32 even under autocast.
-        output.addmm_(x.index_select(1, outlier).float(), weight_outlier.t())
+        output.addmm_(outliers[0], outliers[1].t())
     return output.to(x.dtype)
 
 
@@ -207,16 +217,6 @@ def _decode_columns(weight_codes: Tensor, weight_absmax: Tensor, columns: Tensor
     """Those columns of Ŵᵀ, in float32."""
     fast = decode_columns(weight_codes, weight_absmax / INT8_MAX, columns)
     return dequantize_rowwise(weight_codes.index_select(1, columns), weight_absmax) if fast is None else fast
-
-
-def _scale(product: Tensor, x_absmax: Tensor, weight_absmax: Tensor, dtype: torch.dtype) -> Tensor:
-    """V = V_i32 · (c_R ⊗ c_W) / 127², computed in float32."""
-    row_scale, column_scale = x_absmax / INT8_MAX, weight_absmax / INT8_MAX
-    fast = scale_product(product, row_scale, column_scale, dtype)
-    if fast is not None:
-        return fast
-    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
-    return torch.mul(product, column_scale).mul_(row_scale[:, None])
 
 
 class _FrozenInt8Matmul(torch.autograd.Function):

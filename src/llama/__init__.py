@@ -4,8 +4,9 @@ config.py      shapes, the published ones by name       norm.py       RMSNorm
 rotary.py      rotary position embedding                swiglu.py     the gated feed-forward layer
 attention.py   causal grouped-query attention, masks    cache.py      keys and values for decoding
 block.py       pre-norm block                           model.py      the whole model
-tokenizer.py   text and token ids                       decoding/     sampling, beam search, streaming
-checkpoint/    Meta's and Hugging Face's files
+tokenizer.py   text and token ids                       decoding/     sampling, batches, beam search, streaming
+linear.py      a linear layer, one row fast             one_token.py  one token through all blocks, in C
+checkpoint/    Meta's and Hugging Face's files, differences
 """
 
 from llama.attention import Attention

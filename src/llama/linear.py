@@ -27,4 +27,4 @@ class Linear(nn.Linear):
 
     def row_matrix(self) -> RowMatrix:
         """What this layer multiplies a single row by."""
-        return RowMatrix(self.weight)
+        return RowMatrix(self.weight.detach())

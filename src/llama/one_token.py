@@ -27,7 +27,8 @@ def through_blocks(
 
     Returns:
         (1, 1, C). None where the blocks have to be run one by one: several tokens or rows, padding, a full cache, a
-        gradient wanted, another dtype than bfloat16, a layer of another kind or with a hook, no CPU or no C
+        gradient wanted, another dtype than bfloat16, a layer of another kind or with a hook (looked
+        for at a cache's first single token), no CPU or no C
         compiler. Nothing has changed then.
     """
     if hidden.dtype != torch.bfloat16 or not is_single_row(hidden, hidden.shape[-1]):
@@ -47,10 +48,10 @@ def prepare(layers: Iterable[Block], cache: KVCache) -> RowBlocks:
     first, *_ = layers = list(layers)
     blocks = [row_block(block, cache) for block in layers]
     known = [block for block in blocks if block is not None]
-    n_heads = first.attention.wq.out_features // first.attention.head_dim
-    prepared = RowBlocks(known, n_heads=n_heads, eps=first.attention_norm.eps)
-    prepared.usable &= len(known) == len(blocks)
-    return prepared
+    if len(known) != len(blocks):
+        return RowBlocks([], n_heads=0, eps=0.0)
+    n_heads = known[0].matrices[0].weight.shape[0] // first.attention.head_dim
+    return RowBlocks(known, n_heads=n_heads, eps=first.attention_norm.eps)
 
 
 def row_block(block: Block, cache: KVCache) -> RowBlock | None:
@@ -72,4 +73,5 @@ def row_block(block: Block, cache: KVCache) -> RowBlock | None:
     if len(known) != len(linears):
         return None
     keys, values = cache.keys[attention.layer, 0], cache.values[attention.layer, 0]
-    return RowBlock(block.attention_norm.weight, block.ffn_norm.weight, known, keys, values)
+    gains = (block.attention_norm.weight.detach(), block.ffn_norm.weight.detach())
+    return RowBlock(*gains, known, keys, values)

@@ -4,10 +4,11 @@ rows.py         one row times a large matrix; one token through all blocks (star
 product.c       the products
 block.c         what stands between them, and the whole of it
 library.py      compiling C files on first use; what happens without a compiler
-quantize.py     rows to int8 and back, for many rows
+quantize.py     many rows to int8, outlier columns, the scaling of an int8 product; quantize.c
 huge_pages.py   memory that is read front to back, in larger pages
 
-Everything works without it, slower. The Python beside each C function is its formula.
+Everything works without it, slower. The formulas in Python: `row_product_reference` here, `int8.quantize` and
+`int8.matmul`, `llama.block`. A row here is one token's vector; in `llama.cache` it is one prompt of a batch.
 """
 
 from native.huge_pages import advise_huge_pages

@@ -11,7 +11,7 @@
 static inline float exponential(float x) {
     x = x < -87 ? -87 : x > 88 ? 88 : x; /* NaN stays */
     float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;                     /* ln 2 in two parts */
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;                     /* ln 2 = 0.693359375 - 2.12194440e-4, as Cephes splits it: n times the first is exact */
     float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720.0f)))));
     int32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
@@ -109,9 +109,10 @@ static void add(float *restrict x, const float *restrict y, int64_t size) {
 void blocks_row(uint16_t *x, const struct block *blocks, int64_t n_blocks, const struct shape *shape,
                 const float *cosine, const float *sine, int threads) {
     struct shape s = *shape;
-    int64_t wide = s.dim > s.hidden ? s.dim : s.hidden, own = s.heads * s.size, shared = s.groups * s.size;
-    float stream[s.dim], input[wide], result[s.dim], q[own], k[shared], v[shared], gate[s.hidden], up[s.hidden];
-    int8_t high[wide], low[wide];
+    int64_t own = s.heads * s.size, shared = s.groups * s.size, longest = s.dim > s.hidden ? s.dim : s.hidden;
+    if (own > longest) longest = own;
+    float stream[s.dim], input[longest], result[s.dim], q[own], k[shared], v[shared], gate[s.hidden], up[s.hidden];
+    int8_t high[longest], low[longest];
     struct row row = {.value = input, .high = high, .low = low};
     for (int64_t i = 0; i < s.dim; i++) stream[i] = widen(x[i]);
     for (const struct block *b = blocks; b < blocks + n_blocks; b++) {

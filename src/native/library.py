@@ -34,7 +34,12 @@ def load_library(*sources: Path) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(compiled(sources, compiler, cache_folder())))
+        library = compiled(sources, compiler, cache_folder())
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # damaged, by a power cut say: once more
+            library.unlink()
+            return ctypes.CDLL(str(compiled(sources, compiler, cache_folder())))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no OpenMP here, no home, a folder without execution
         return None
 

@@ -1,4 +1,4 @@
-/* Row-wise int8 quantization and its way back, each in one pass over memory where PyTorch takes five.
+/* Row-wise int8 quantization, outlier columns, the scaling of a product: each in one pass where PyTorch takes five.
  *
  * x (M, K) is float32, bfloat16 or float16 by `type`; all arithmetic is float32, in the order of int8/quantize.py and
  * int8/matmul.py, so that the results agree in every bit.
@@ -81,20 +81,25 @@ void quantize_rows(const void *x, int8_t *codes, float *absmax, int64_t M, int64
     }
 }
 
-/* y (M, N) = product (M, N) * column_scale (N) * row_scale (M), float32 or bfloat16. */
+/* y (M, N) = product (M, N) * column_scale (N) * row_scale (M) + left (M, n_inner) * right (n_inner, N), float32 or
+ * bfloat16; the second product is that of the outlier columns, few. */
 void scale_product(const int32_t *restrict product, const float *restrict row_scale, const float *restrict column_scale,
-                   void *restrict y, int64_t M, int64_t N, int bf16, int threads) {
+                   const float *restrict left, const float *restrict right, int64_t n_inner, void *restrict y, int64_t M,
+                   int64_t N, int bf16, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t m = 0; m < M; m++) {
         const int32_t *restrict from = product + m * N;
-        float factor = row_scale[m];
+        float factor = row_scale[m], row[N];
+        for (int64_t n = 0; n < N; n++) row[n] = (float)from[n] * column_scale[n] * factor;
+        for (int64_t i = 0; i < n_inner; i++) {
+            float value = left[m * n_inner + i];
+            const float *restrict weight = right + i * N;
+            for (int64_t n = 0; n < N; n++) row[n] += value * weight[n];
+        }
         if (bf16) {
             uint16_t *restrict to = (uint16_t *)y + m * N;
-            for (int64_t n = 0; n < N; n++) to[n] = narrow((float)from[n] * column_scale[n] * factor);
-        } else {
-            float *restrict to = (float *)y + m * N;
-            for (int64_t n = 0; n < N; n++) to[n] = (float)from[n] * column_scale[n] * factor;
-        }
+            for (int64_t n = 0; n < N; n++) to[n] = narrow(row[n]);
+        } else memcpy((float *)y + m * N, row, N * sizeof *row);
     }
 }
 

@@ -48,16 +48,31 @@ def quantize_rows(x: Tensor, blank: Tensor | None = None) -> tuple[Tensor, Tenso
     return codes, absmax
 
 
-def scale_product(product: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32, in dtype float32 or bfloat16."""
+def scale_product(
+    product: Tensor,
+    row_scale: Tensor,
+    column_scale: Tensor,
+    dtype: torch.dtype,
+    outliers: tuple[Tensor, Tensor] | None = None,
+) -> Tensor | None:
+    """product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32, in dtype float32 or bfloat16.
+
+    Args:
+        outliers: (M, o) and (N, o) float32, whose product is added before the rounding.
+    """
     usable = product.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and not is_compiling()
+    usable = usable and product.shape[1] <= MAX_COLUMNS
     library = _library() if usable else None
     if library is None:
         return None
     product, y = product.contiguous(), torch.empty(product.shape, dtype=dtype)
     scales = (row_scale.contiguous(), column_scale.contiguous())
-    pointers = [tensor.data_ptr() for tensor in (product, *scales, y)]
-    library.scale_product(*pointers, *product.shape, dtype == torch.bfloat16, torch.get_num_threads())
+    left, right = (torch.empty(0), torch.empty(0, 0)) if outliers is None else outliers
+    left, right = left.contiguous(), right.t().contiguous()  # (M, o), (o, N)
+    pointers = [tensor.data_ptr() for tensor in (product, *scales, left, right)]
+    library.scale_product(
+        *pointers, right.shape[0], y.data_ptr(), *product.shape, dtype == torch.bfloat16, torch.get_num_threads()
+    )
     return y
 
 
@@ -84,7 +99,7 @@ def _library() -> ctypes.CDLL | None:
     if library is not None:
         library.mark_columns.argtypes = [POINTER, POINTER, SIZE, SIZE, INT, FLOAT, INT]
         library.quantize_rows.argtypes = [POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER, SIZE, INT]
-        library.scale_product.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, INT, INT]
+        library.scale_product.argtypes = [*[POINTER] * 5, SIZE, POINTER, SIZE, SIZE, INT, INT]
         library.decode_columns.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT]
         functions = (library.mark_columns, library.quantize_rows, library.scale_product, library.decode_columns)
         for function in functions:

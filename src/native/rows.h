@@ -1,8 +1,8 @@
-/* One token's way through a LLaMA, for processors: what the C files here share. See rows.py for the formulas. */
+/* One token's way through a LLaMA, on CPUs: what the C files here share. See rows.py for the formulas. */
 #include <stdint.h>
 #include <string.h>
 
-/* A matrix (rows, columns) that multiplies a row from the left: y = x W^T + scale * (x A^T) B^T.
+/* A matrix (rows, columns) that is multiplied by a row from the left: y = x W^T + scale * (x A^T) B^T.
  * W is bfloat16, or int8 codes if `absmax` (rows) is given; A (rank, columns) and B (rows, rank) are bfloat16. */
 struct matrix {
     const void *weight;

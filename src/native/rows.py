@@ -169,6 +169,7 @@ class RowBlocks:
             groups, capacity, size = blocks[0].keys.shape
             dim, hidden = blocks[0].attention_gain.numel(), blocks[0].matrices[4].weight.shape[0]
             self.usable = n_heads // groups * capacity <= MAX_SCORES
+            self.usable &= _fit(blocks, dim, hidden, n_heads)
             self._shape = _Shape(dim, hidden, n_heads, groups, size, 0, capacity, eps)
             self._array = (_Block * len(blocks))(*map(_as_struct, blocks))
 
@@ -185,6 +186,7 @@ class RowBlocks:
         """
         library = _library()
         assert library is not None and self.usable and length < self._shape.capacity
+        assert x.numel() == self._shape.dim and 2 * cos.numel() == 2 * sin.numel() == self._shape.size
         self._shape.length = length
         y, cos, sin = x.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
         tables = (cos.data_ptr(), sin.data_ptr())
@@ -195,6 +197,19 @@ class RowBlocks:
 def _is_plain(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether C can be told where the tensor begins and know the rest."""
     return tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _fit(blocks: Sequence[RowBlock], dim: int, hidden: int, n_heads: int) -> bool:
+    """Whether all shapes are those of one LLaMA: C looks at no other sizes than the first block's."""
+    groups, capacity, size = blocks[0].keys.shape
+    own, shared = n_heads * size, groups * size
+    shapes = [(own, dim), (shared, dim), (shared, dim), (dim, own), (hidden, dim), (dim, hidden), (hidden, dim)]
+    return n_heads % groups == size % 2 == 0 and all(
+        block.keys.shape == block.values.shape == (groups, capacity, size)
+        and block.attention_gain.shape == block.ffn_gain.shape == (dim,)
+        and [tuple(matrix.weight.shape) for matrix in block.matrices] == shapes
+        for block in blocks
+    )
 
 
 def _is_usable(block: RowBlock) -> bool:
@@ -222,7 +237,7 @@ def is_single_row(x: Tensor, inner: int) -> bool:
 
 def row_backend() -> str:
     """How one-row steps are computed on a CPU, for a program to print."""
-    return "PyTorch, for want of a C compiler" if _library() is None else "C"
+    return "PyTorch, as the C files cannot be compiled here" if _library() is None else "C"
 
 
 class _Matrix(ctypes.Structure):

@@ -104,11 +104,13 @@ def load_for_inference(
     tokenizer = Tokenizer(folder)
     check_vocabulary(tokenizer, shape)
     width = inference_dtype(dtype, shape, where)
-    if stored_int8 := is_int8_checkpoint(folder):
+    stored_int8 = is_int8_checkpoint(folder)
+    mapped = stored_int8 and where.type == "cpu"  # takes next to no memory of its own
+    if not ignore_memory and not mapped:
+        check_load_fits(shape, width, int8=int8 or stored_int8, free=free_memory(where))
+    if stored_int8:
         model = load_int8_checkpoint(folder, dtype=width, device=where, threshold=int8_threshold, progress=progress)
     else:
-        if not ignore_memory:
-            check_load_fits(shape, width, int8=int8, free=free_memory(where))
         threshold = THRESHOLD if int8_threshold is None else int8_threshold
         convert = partial(Int8Linear.from_linear, threshold=threshold) if int8 else None
         model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
@@ -116,11 +118,16 @@ def load_for_inference(
         load_adapter(model, adapter)
     parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
     parts += [f"int8 by {integer_backend(where)}"] if int8 or stored_int8 else []
-    parts += [f"single tokens by {row_backend()}"] if where.type == "cpu" and width == torch.bfloat16 else []
+    parts += [f"single tokens by {row_backend()}"] if _rows_apply(where, width, int8 or stored_int8) else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
     parts += [f"on {where}", f"template {prompt.name} ({origin})"]
     return Inference(model.eval(), tokenizer, prompt, ", ".join(parts))
+
+
+def _rows_apply(device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
+    """Whether single tokens take the products of `native.rows`, if there is a C compiler."""
+    return device.type == "cpu" and (dtype == torch.bfloat16 or (int8 and dtype == torch.float32))
 
 
 def choose_template(name: str | None, adapter: Path | None, base: Path) -> tuple[PromptTemplate, str]:

@@ -14,7 +14,15 @@ from importlib.resources import files
 from threading import Event as Flag
 from typing import Any
 
-from anyio import CancelScope, Lock, create_memory_object_stream, create_task_group, from_thread, to_thread
+from anyio import (
+    CancelScope,
+    Lock,
+    create_memory_object_stream,
+    create_task_group,
+    from_thread,
+    move_on_after,
+    to_thread,
+)
 from anyio.streams.memory import MemoryObjectSendStream
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,6 +37,9 @@ from serving.question import RANGES, Question, parse_question
 
 MAX_BODY = 64 * 1024
 """Bytes of a request at most; a window of 4,096 tokens holds about 16 KB of English."""
+PATIENCE = 60
+"""Seconds that a reader may take for one event."""
+
 MAX_WAITING = 4
 """Requests that may wait while one is answered."""
 
@@ -123,7 +134,10 @@ class Asking:
                 group.start_soon(self._compute, events, turn, into)
                 async for event in out:
                     line = json.dumps(event, ensure_ascii=False) + "\n"
-                    await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+                    with move_on_after(PATIENCE) as sending:
+                        await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+                    if sending.cancelled_caught:  # who keeps the line open and reads nothing would keep others out
+                        turn.stop()
                 group.cancel_scope.cancel()
         await send({"type": "http.response.body"})
 

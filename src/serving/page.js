@@ -64,7 +64,7 @@ async function ask(event) {
 async function* events(row, signal) {
   const headers = { "content-type": "application/json" };
   const response = await fetch("answer", { method: "POST", headers, body: JSON.stringify(row), signal });
-  if (!response.ok) throw new Error((await response.json()).error);
+  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error ?? response.statusText);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (let part = await reader.read(); !part.done; part = await reader.read()) {

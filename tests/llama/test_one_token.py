@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import llama.model
 from int8 import Int8Linear, convert_to_int8
 from llama import KVCache, Llama, LlamaConfig, generate, rotary_table
-from llama.one_token import through_blocks
+from llama.one_token import prepare, through_blocks
 from lora import LoraConfig, adapters_disabled, add_lora, lora_layers, merge_lora
 from native import row_backend, rows
 
@@ -349,3 +350,14 @@ def test_overflow_is_what_it_was() -> None:
     with pytest.raises(ValueError, match="holds 2 tokens, 3 are needed"):
         model(ids(1), cache=cache)
     assert cache.length == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_a_cache_of_another_shape_is_not_given_to_c(n_kv_heads: int) -> None:
+    """C would write past its buffers."""
+    model = make()
+    assert prepare(model.layers, new_cache(model)).usable
+    if n_kv_heads != model.config.n_kv_heads:
+        other = KVCache(replace(model.config, n_kv_heads=n_kv_heads), 1, 8, dtype=torch.bfloat16, device="cpu")
+        assert not prepare(model.layers, other).usable

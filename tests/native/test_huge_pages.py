@@ -1,6 +1,7 @@
 """Advice about pages: the tensor comes back as it was, whoever it is given to."""
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ def test_advice_stays_within_the_tensor(advice: list[tuple[int, int, int]]) -> N
     advise_huge_pages(tensor)
     [(start, size, what)] = advice
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    assert begin <= start < begin + huge_pages.SMALL_PAGE and start % huge_pages.SMALL_PAGE == 0
+    assert begin <= start < begin + mmap.PAGESIZE and start % mmap.PAGESIZE == 0
     assert start + size == end and what == 14
 
 
@@ -70,7 +71,7 @@ def test_without_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_linux_takes_the_advice() -> None:
     """The arguments are those that madvise expects: it refuses wrong ones by -1."""
     tensor = torch.empty(4 * huge_pages.HUGE_PAGE, dtype=torch.uint8)
-    start = -(-tensor.data_ptr() // huge_pages.SMALL_PAGE) * huge_pages.SMALL_PAGE
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     libc = huge_pages._libc()
     assert isinstance(libc, ctypes.CDLL)
     assert libc.madvise(start + 1, huge_pages.HUGE_PAGE, huge_pages.MADV_HUGEPAGE) == -1  # not at a page
