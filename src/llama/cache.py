@@ -67,7 +67,7 @@ class KVCache:
             ValueError: more tokens than the cache has room for.
         """
         end = self.length + keys.shape[2]
-        self._check_len(end)
+        self.check_length(end)
         all_keys, all_values = self.keys[layer, : self.rows, :, :end], self.values[layer, : self.rows, :, :end]
         all_keys[:, :, self.length :] = keys
         all_values[:, :, self.length :] = values
@@ -148,7 +148,7 @@ class KVCache:
         Raises:
             ValueError: length exceeds the capacity.
         """
-        self._check_len(length)
+        self.check_length(length)
         shift, kept = length - self.length, min(length, self.length)
         for stored in (self.keys, self.values):
             for layer in stored[:, : self.rows]:  # one at a time: source and target overlap, so that a copy is needed
@@ -160,7 +160,7 @@ class KVCache:
     def _no_padding(self, n_rows: int) -> Tensor:
         return torch.zeros(n_rows, dtype=torch.int64, device=self.keys.device)
 
-    def _check_len(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
         if length > self.max_len:
             raise ValueError(f"the cache holds {self.max_len} tokens, {length} are needed: give it a larger max_len")
 

@@ -6,7 +6,7 @@ The names of the modules are those of Meta's checkpoints, and so is the rotary l
 Letters: B batch, T tokens, S keys, C model width, D head size, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -57,12 +57,14 @@ class Llama(nn.Module):
 
     Attributes:
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        compiled_block: runs a block for a single token; set by `llama.decoding.compile_decoding`.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.compiled_block: Callable[..., Tensor] | None = None
         # Not left to nn.Embedding: drawing on the meta device, where there is nothing to draw, loads torch's compiler.
         self.tok_embeddings = nn.Embedding(
             config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim)
@@ -152,9 +154,12 @@ class Llama(nn.Module):
     def _block_by_block(
         self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
+        one_token = hidden.shape[:2] == (1, 1) and cache is not None and not torch.is_grad_enabled()
         for block in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, rotation, mask, use_reentrant=False)
+            elif one_token and self.compiled_block is not None:
+                hidden = self.compiled_block(block, hidden, rotation, mask, cache)
             else:
                 hidden = block(hidden, rotation, mask, cache)
         return hidden

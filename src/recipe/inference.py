@@ -14,6 +14,7 @@ import torch
 from data import PromptTemplate, TokenEncoder
 from int8 import THRESHOLD, Int8Linear, integer_backend
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config
+from llama.decoding import compile_decoding
 from lora import load_adapter
 from native import row_backend
 from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
@@ -63,6 +64,8 @@ class ModelOptions:
     """auto takes a CUDA GPU if there is one."""
     template: str | None = None
     """Name (alpaca, medalpaca, ...) or JSON file; by default the one saved with the adapter or base, else alpaca."""
+    compile: bool = False
+    """Let PyTorch compile the steps of one token, for a GPU; it takes a minute at the first answer."""
     ignore_memory: bool = False
     """Load even if it does not seem to fit into the free memory."""
 
@@ -76,6 +79,7 @@ class ModelOptions:
             dtype=self.dtype,
             device=self.device,
             template=self.template,
+            compile=self.compile,
             ignore_memory=self.ignore_memory,
         )
 
@@ -89,6 +93,7 @@ def load_for_inference(
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    compile: bool = False,
     ignore_memory: bool = False,
     progress: bool = True,
 ) -> Inference:
@@ -116,11 +121,14 @@ def load_for_inference(
         model = load_checkpoint(folder, dtype=width, device=where, convert_linear=convert, progress=progress)
     if adapter is not None:
         load_adapter(model, adapter)
+    if compile:
+        compile_decoding(model)
     parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
     parts += [f"int8 by {integer_backend(where)}"] if int8 or stored_int8 else []
     parts += [f"single tokens by {row_backend()}"] if _rows_apply(where, width, int8 or stored_int8) else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
+    parts += ["single tokens compiled"] if compile and not _rows_apply(where, width, int8 or stored_int8) else []
     parts += [f"on {where}", f"template {prompt.name} ({origin})"]
     return Inference(model.eval(), tokenizer, prompt, ", ".join(parts))
 
