@@ -36,7 +36,7 @@ from llama.decoding import Sampling, beam_search, generate, generate_many, in_or
 from lora import adapters_disabled
 from recipe import Inference, ModelOptions, plain_errors, prompt_ids
 from recipe.chat import SETTINGS, Chat, Settings
-from recipe.conversation import as_question, turn_marks
+from recipe.conversation import STOP, as_question, ends
 
 NOTES = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -77,7 +77,7 @@ class Options:
     """Above 1, search for the most probable whole answer (excludes the four flags above)."""
     max_new_tokens: int = 256
     """Length of an answer at most; less where the model's window ends before."""
-    stop: tuple[str, ...] = ("### Instruction:",)
+    stop: tuple[str, ...] = STOP
     """Texts that end an answer, as EOS does and the line that begins a question in the template. A model not tuned to
     stop goes on to invent the next question."""
     seed: int = 0
@@ -144,7 +144,7 @@ def converse(inference: Inference, options: Options) -> None:
         NOTES,
         instruction=options.instruction,
         input=options.input,
-        stop=ends(inference, options),
+        stop=ends(inference.template, options.stop),
         memory=(typed or options.chat) and not options.single_turn,
         interactive=typed,
     )
@@ -183,12 +183,12 @@ def question_of(options: Options, text: str) -> Record:
 def answer(inference: Inference, options: Options, question: Record) -> Iterator[str]:
     """Yield the answer's text as it comes; a beam search has it all at once."""
     ids = answer_ids(inference, options, encode_prompt(inference, question), question.row)
-    yield from stream_text(inference.tokenizer, ids, ends(inference, options), continues=True)
+    yield from stream_text(inference.tokenizer, ids, ends(inference.template, options.stop), continues=True)
 
 
 def answer_ids(inference: Inference, options: Options, prompt: list[int], number: int) -> Iterator[int]:
     """The ids that follow a prompt, the n-th of its file or chat."""
-    limit, stop_ids = token_limit(inference, options, prompt), {inference.tokenizer.eos_id}
+    limit, stop_ids = inference.answer_limit(prompt, options.max_new_tokens), {inference.tokenizer.eos_id}
     if options.beams > 1:
         found = beam_search(inference.model, prompt, beams=options.beams, max_new_tokens=limit, stop_ids=stop_ids)
         return iter(found[0].ids)
@@ -208,12 +208,12 @@ def answers(inference: Inference, options: Options, questions: list[Record]) -> 
         inference.model,
         prompts,
         batch_size=options.batch_size,
-        max_new_tokens=[token_limit(inference, options, prompt) for prompt in prompts],
+        max_new_tokens=[inference.answer_limit(prompt, options.max_new_tokens) for prompt in prompts],
         stop_ids={inference.tokenizer.eos_id},
         generators=[torch.Generator().manual_seed(options.seed + question.row) for question in questions],
         **sampling(options),
     )
-    stops = ends(inference, options)
+    stops = ends(inference.template, options.stop)
     for ids in in_order(found):
         yield "".join(stream_text(inference.tokenizer, ids, stops, continues=True)).strip()
 
@@ -252,16 +252,6 @@ def check_lengths(inference: Inference, options: Options, questions: list[Record
 def encode_prompt(inference: Inference, question: Record) -> list[int]:
     """The question as token ids for the model to continue."""
     return prompt_ids(inference.template, inference.tokenizer, question.instruction, question.input)
-
-
-def token_limit(inference: Inference, options: Options, prompt: list[int]) -> int:
-    """The most tokens an answer may have: as many as asked for, or as the window leaves after the prompt."""
-    return min(options.max_new_tokens, max(1, inference.model.config.max_seq_len - len(prompt)))
-
-
-def ends(inference: Inference, options: Options) -> tuple[str, ...]:
-    """Texts that end an answer."""
-    return (*options.stop, *turn_marks(inference.template))
 
 
 def sampling(options: Options) -> dict[str, Any]:

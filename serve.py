@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from recipe import ModelOptions, plain_errors
+from recipe.conversation import STOP
 
 NOTES = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -28,7 +29,7 @@ class Options:
     """Address to listen at. Anything but this machine's loopback lets others in: there is no password."""
     port: int = 8000
     """Port to listen at; 0 takes a free one."""
-    stop: tuple[str, ...] = ("### Instruction:",)
+    stop: tuple[str, ...] = STOP
     """Texts that end an answer, as EOS does. A model not tuned to stop goes on to invent the next question."""
 
 

@@ -17,7 +17,7 @@ import tyro
 from harness import interleaved, medians, record
 
 from llama import Llama, generate
-from llama.decoding import generate_many
+from llama.decoding import generate_many, in_order
 from recipe import ModelOptions
 
 SHORTEST, LONGEST = 8, 48
@@ -95,8 +95,7 @@ def one_by_one(model: Llama, prompts: list[list[int]], limits: list[int]) -> lis
 
 def batched(model: Llama, prompts: list[list[int]], limits: list[int], batch_size: int) -> list[list[int]]:
     """`batch_size` prompts at a time."""
-    answers = dict(generate_many(model, prompts, batch_size=batch_size, max_new_tokens=limits))
-    return [answers[index] for index in range(len(prompts))]
+    return list(in_order(generate_many(model, prompts, batch_size=batch_size, max_new_tokens=limits)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from int8.matmul import int8_matmul
 from int8.quantize import INT8_MAX, SMALLEST_ABSMAX, THRESHOLD, dequantize_rowwise
-from native import RowMatrix, advise_huge_pages, is_single_row, row_product
+from native import RowMatrix, advise_huge_pages, single_row_product
 
 # A weight is quantized this many elements at a time: temporaries stay at a few MB while a checkpoint streams in.
 QUANTIZE_ELEMENTS = 2**20
@@ -91,14 +91,12 @@ class Int8Linear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        matrix = self.row_matrix()
-        if matrix is not None and is_single_row(x, self.in_features):
-            row = row_product(x.reshape(-1), matrix)
-            if row is not None:
-                return row.view(*x.shape[:-1], self.out_features)
+        row = single_row_product(x, self)
+        if row is not None:
+            return row
         if torch.compiler.is_compiling() and x.numel() == self.in_features and not torch.is_grad_enabled():
-            row = x.reshape(-1).float() * self.weight_codes.float()  # weight-only; fused with its sum, never stored
-            output = (row.sum(-1) * (self.weight_absmax / INT8_MAX)).to(x.dtype).view(*x.shape[:-1], -1)
+            terms = x.reshape(-1).float() * self.weight_codes.float()  # weight-only; fused with its sum, never stored
+            output = (terms.sum(-1) * (self.weight_absmax / INT8_MAX)).to(x.dtype).view(*x.shape[:-1], -1)
             return output if self.bias is None else output + self.bias.to(output.dtype)
         output = int8_matmul(x, self.weight_codes, self.weight_absmax, self.threshold)
         return output if self.bias is None else output + self.bias.to(output.dtype)

@@ -6,7 +6,7 @@ bandwidth unused. A step that decodes one token is nothing but such products.
 
 from torch import Tensor, nn
 
-from native import RowMatrix, is_single_row, row_product
+from native import RowMatrix, single_row_product
 
 
 class Linear(nn.Linear):
@@ -19,11 +19,8 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_single_row(x, self.in_features):
-            row = row_product(x.reshape(-1), self.row_matrix())
-            if row is not None:
-                return row.view(*x.shape[:-1], -1)
-        return super().forward(x)
+        row = single_row_product(x, self)
+        return super().forward(x) if row is None else row
 
     def row_matrix(self) -> RowMatrix:
         """What this layer multiplies a single row by."""

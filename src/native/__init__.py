@@ -21,6 +21,7 @@ from native.rows import (
     row_backend,
     row_product,
     row_product_reference,
+    single_row_product,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "row_product",
     "row_product_reference",
     "scale_product",
+    "single_row_product",
 ]

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -214,7 +215,7 @@ def _fit(blocks: Sequence[RowBlock], dim: int, hidden: int, n_heads: int) -> boo
 
 def _is_usable(block: RowBlock) -> bool:
     numbers = (block.attention_gain, block.ffn_gain, block.keys, block.values)
-    plain = all(n.dtype == torch.bfloat16 and n.device.type == "cpu" and n.is_contiguous() for n in numbers)
+    plain = all(_is_plain(tensor, tensor.shape, torch.bfloat16) for tensor in numbers)
     return plain and all(matrix.usable() for matrix in block.matrices)
 
 
@@ -233,6 +234,22 @@ def is_single_row(x: Tensor, inner: int) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+class RowLayer(Protocol):
+    """A linear layer that says what it multiplies a single row by, if C can know."""
+
+    in_features: int
+
+    def row_matrix(self) -> RowMatrix | None: ...
+
+
+def single_row_product(x: Tensor, layer: RowLayer) -> Tensor | None:
+    """The layer's output for x, (..., K) -> (..., N), if x is a single row that C applies to; else None."""
+    if not is_single_row(x, layer.in_features) or (matrix := layer.row_matrix()) is None:
+        return None
+    y = row_product(x.reshape(-1), matrix)
+    return None if y is None else y.view(*x.shape[:-1], -1)
 
 
 def row_backend() -> str:

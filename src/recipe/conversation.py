@@ -83,6 +83,15 @@ def as_question(text: str, *, instruction: str = "", input: str = "") -> Record:
     return Record(instruction, text, "") if instruction else Record(text, input, "")
 
 
+STOP = ("### Instruction:",)
+"""What ends an answer unless told otherwise: the mark that most tuned models were taught for a question."""
+
+
+def ends(template: PromptTemplate, stop: Sequence[str]) -> tuple[str, ...]:
+    """Texts that end an answer: those asked for, and the beginning of the template's next question."""
+    return (*stop, *turn_marks(template))
+
+
 def turn_marks(template: PromptTemplate) -> tuple[str, ...]:
     """Texts that begin a further turn, which a model not tuned to stop goes on to invent: they end an answer.
 

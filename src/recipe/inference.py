@@ -4,6 +4,7 @@ checkpoint ──load──▶ Llama ──each block Linear as it arrives──
            (llama)            (int8, with --int8)                           (lora, with --adapter)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,10 @@ class Inference:
     tokenizer: Tokenizer
     template: PromptTemplate
     description: str
+
+    def answer_limit(self, prompt: Sequence[int], wanted: int) -> int:
+        """The most tokens an answer may have: as many as wanted, or as the window leaves after the prompt."""
+        return min(wanted, max(1, self.model.config.max_seq_len - len(prompt)))
 
 
 @dataclass(frozen=True)

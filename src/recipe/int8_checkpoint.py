@@ -37,7 +37,7 @@ from llama.checkpoint.configs import QUANTIZED, config_from_hf
 from llama.checkpoint.load import check_float_dtype, is_block_linear, place
 from llama.checkpoint.names import hf_name, hf_rows, parameter_shapes, skeleton
 from llama.checkpoint.progress import transfer_progress
-from llama.checkpoint.read import check_fit, equal, hf_tensors, read_weight_map
+from llama.checkpoint.read import check_hf_fit, hf_tensors, read_weight_map
 from llama.checkpoint.save import MAX_SHARD_BYTES, as_hf, write_hf_tensors
 
 METHOD = "bitsandbytes"
@@ -266,9 +266,4 @@ def _check_headers(folder: Path, config: LlamaConfig, stored: Mapping[str, Store
                 problems[part] = f"missing: {part} {expected[0]}"
             elif (found.shape, found.dtype) != expected:
                 problems[part] = f"misshapen: {part} is {found.shape} {found.dtype}, int8 needs {expected}"
-    head, embedding = hf_name("output.weight"), hf_name("tok_embeddings.weight")
-    if config.tie_embeddings and head not in stored:
-        del shapes[head]
-    check_fit(folder, shapes, others, problems)
-    if config.tie_embeddings and head in stored and not equal(stored[head], stored[embedding]):
-        raise ValueError(f"{folder}: config.json ties the head to the embedding, but {head} differs from {embedding}")
+    check_hf_fit(folder, config, shapes, others, problems)

@@ -23,7 +23,7 @@ from llama import Tokenizer
 from llama.decoding import generate, stream_text
 from lora import adapters_disabled, lora_layers
 from recipe import Inference, prompt_ids
-from recipe.conversation import turn_marks
+from recipe.conversation import ends
 from serving.question import Question
 
 Event = dict[str, Any]
@@ -50,9 +50,10 @@ def answer_events(
         raise ValueError("no adapter is loaded: ask the base, or start the server with --adapter")
     stopped = stopped or Flag()
     prompt = prompt_ids(inference.template, inference.tokenizer, question.instruction, question.input)
-    ends = (*stop_strings, *turn_marks(inference.template))
     answers = [_Answer(inference, question, prompt, stopped) for _ in question.sides]
-    return _side_by_side(inference, dict(zip(question.sides, answers, strict=True)), ends, stopped)
+    return _side_by_side(
+        inference, dict(zip(question.sides, answers, strict=True)), ends(inference.template, stop_strings), stopped
+    )
 
 
 def has_adapter(inference: Inference) -> bool:
@@ -76,9 +77,8 @@ class _Answer:
     """One side's answer while it is generated."""
 
     def __init__(self, inference: Inference, question: Question, prompt: list[int], stopped: Flag) -> None:
-        room = inference.model.config.max_seq_len - len(prompt)
         self.tokenizer, self.stopped = inference.tokenizer, stopped
-        self.limit = min(question.max_new_tokens, max(1, room))
+        self.limit = inference.answer_limit(prompt, question.max_new_tokens)
         self.ids = generate(
             inference.model,
             prompt,

@@ -109,18 +109,29 @@ def _open_hf(folder: Path, weights: Sequence[Path]) -> Checkpoint:
     config = _hf_config(folder)
     stored = hf_tensors(folder, weights)
     shapes = {hf_name(name): shape for name, shape in parameter_shapes(config).items()}
-    head, embedding = hf_name("output.weight"), hf_name("tok_embeddings.weight")
-    if config.tie_embeddings and head not in stored:
-        del shapes[head]
-    check_fit(folder, shapes, stored)
-    if config.tie_embeddings and head in stored and not equal(stored[head], stored[embedding]):
-        raise ValueError(
-            f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} differs from "
-            f"{embedding}. If the stored head is the right one, set tie_word_embeddings to false"
-        )
+    check_hf_fit(folder, config, shapes, stored)
     tensors = {name: _from_hf_rows(stored[hf_name(name)], name, config) for name in _own_names(config)}
     kind = "safetensors" if weights[0].suffix == ".safetensors" else "PyTorch"
     return Checkpoint(folder, config, f"Hugging Face layout, {kind}", tensors)
+
+
+def check_hf_fit(
+    folder: Path,
+    config: LlamaConfig,
+    shapes: Shapes,
+    stored: Mapping[str, StoredTensor],
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """As `check_fit`, by Hugging Face's names: a tied head may be left out, and equals the embedding if it is not."""
+    head, embedding = hf_name("output.weight"), hf_name("tok_embeddings.weight")
+    if config.tie_embeddings and head not in stored:
+        shapes = {name: shape for name, shape in shapes.items() if name != head}
+    check_fit(folder, shapes, stored, known)
+    if config.tie_embeddings and head in stored and not _equal(stored[head], stored[embedding]):
+        raise ValueError(
+            f"{folder}: config.json ties the head to the embedding, but {head} differs from {embedding}. If the stored "
+            "head is the right one, set tie_word_embeddings to false"
+        )
 
 
 def _own_names(config: LlamaConfig) -> list[str]:
@@ -235,10 +246,10 @@ def _is_tied(embeddings: Sequence[StoredTensor], heads: Sequence[StoredTensor]) 
     """Whether embedding (cut into columns) and head (cut into rows) are equal."""
     if _join_error(embeddings, 1) or _join_error(heads, 0):
         return False
-    return equal(join(embeddings, 1), join(heads, 0))
+    return _equal(join(embeddings, 1), join(heads, 0))
 
 
-def equal(a: StoredTensor, b: StoredTensor) -> bool:
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(a.read(), b.read())
 
 
