@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from int8.gradient import Backward
 from int8.linear import Int8Linear
 from int8.quantize import THRESHOLD
 
@@ -14,7 +15,9 @@ HEADS = ("lm_head", "output")
 """What Hugging Face and Meta call the projection to the vocabulary, which is customarily left in 16 bits."""
 
 
-def convert_to_int8(model: Model, threshold: float = THRESHOLD, skip: Collection[str] = HEADS) -> Model:
+def convert_to_int8(
+    model: Model, threshold: float = THRESHOLD, skip: Collection[str] = HEADS, *, backward: Backward = "exact"
+) -> Model:
     """Replace every `nn.Linear` inside the model by an `Int8Linear`, in place.
 
     Args:
@@ -22,6 +25,7 @@ def convert_to_int8(model: Model, threshold: float = THRESHOLD, skip: Collection
             loader instead: then the 16-bit model never exists whole.
         threshold: of each layer's outlier decomposition; 0 disables it.
         skip: names to leave alone, compared with the last component of a module's path.
+        backward: of each layer.
 
     Returns:
         The model.
@@ -46,7 +50,7 @@ def convert_to_int8(model: Model, threshold: float = THRESHOLD, skip: Collection
         )
     while places:
         linear, paths = places.popitem()
-        converted = Int8Linear.from_linear(linear, threshold)
+        converted = Int8Linear.from_linear(linear, threshold, backward)
         for path in paths:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, converted)

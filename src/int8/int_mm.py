@@ -78,7 +78,8 @@ def padded_int_mm(a: Tensor, b: Tensor, *, min_rows: int = 1, multiple: int = 1)
         a = F.pad(a, (0, add_inner, 0, add_rows))
     if add_inner or add_columns:
         b = F.pad(b, (0, add_inner, 0, add_columns))
-    return torch._int_mm(a.contiguous(), b.contiguous().t())[:rows, :columns]
+    b_transposed = b.t() if b.t().is_contiguous() else b.contiguous().t()  # both orders of b suit the kernels
+    return torch._int_mm(a.contiguous(), b_transposed)[:rows, :columns]
 
 
 def float32_integer_product(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from int8.gradient import Backward
 from int8.matmul import int8_matmul
 from int8.quantize import INT8_MAX, SMALLEST_ABSMAX, THRESHOLD, dequantize_rowwise
 from native import RowMatrix, advise_huge_pages, single_row_product
@@ -36,6 +37,7 @@ class Int8Linear(nn.Module):
         bias: whether there is one (kept in floating point, and frozen too).
         threshold: features of the input reaching this are multiplied in floating point; 0 disables that. Not looked at
             for a single row in C.
+        backward: how the input's gradient is computed, "exact" or "fast"; see int8/matmul.py.
         device: of the buffers; "meta" gives sizes without memory.
 
     Buffers: weight_codes (N, K) int8, weight_absmax (N,) float32, bias (N,) or None.
@@ -53,6 +55,7 @@ class Int8Linear(nn.Module):
         *,
         bias: bool = False,
         threshold: float = THRESHOLD,
+        backward: Backward = "exact",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class Int8Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.threshold = float(threshold)
+        self.backward = backward
         codes = advise_huge_pages(torch.empty(out_features, in_features, dtype=torch.int8, device=device)).zero_()
         absmax = torch.zeros(out_features, dtype=torch.float32, device=device)
         self.register_buffer("weight_codes", codes)
@@ -70,7 +74,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, threshold: float = THRESHOLD) -> Self:
+    def from_linear(cls, linear: nn.Linear, threshold: float = THRESHOLD, backward: Backward = "exact") -> Self:
         """Quantize the weight of a linear layer, of any float dtype and on any device; the layer itself is left alone.
 
         Raises:
@@ -83,7 +87,8 @@ class Int8Linear(nn.Module):
         ([[127, 64, -127], [8, 64, 127]], [1.0, 4.0])
         """
         weight = linear.weight.detach()
-        layer = cls(linear.in_features, linear.out_features, threshold=threshold, device=weight.device)
+        sizes = (linear.in_features, linear.out_features)
+        layer = cls(*sizes, threshold=threshold, backward=backward, device=weight.device)
         if linear.bias is not None:
             layer.bias = linear.bias.detach().clone()
         if not weight.is_meta:
@@ -98,7 +103,19 @@ class Int8Linear(nn.Module):
             terms = x.reshape(-1).float() * self.weight_codes.float()  # weight-only; fused with its sum, never stored
             output = (terms.sum(-1) * (self.weight_absmax / INT8_MAX)).to(x.dtype).view(*x.shape[:-1], -1)
             return output if self.bias is None else output + self.bias.to(output.dtype)
-        output = int8_matmul(x, self.weight_codes, self.weight_absmax, self.threshold)
+        return self._product(x, None)
+
+    def plus_product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """x Ŵ + b + left rightᵀ: an adapter's update, added before the output is rounded.
+
+        Shapes: x (..., K), left (..., r), right (N, r) -> (..., N), in x's dtype; differentiable in all three.
+        """
+        row = single_row_product(x, self)
+        return self._product(x, (left, right)) if row is None else row + (left @ right.to(left.dtype).t()).to(row.dtype)
+
+    def _product(self, x: Tensor, update: tuple[Tensor, Tensor] | None) -> Tensor:
+        codes, absmax = self.weight_codes, self.weight_absmax
+        output = int8_matmul(x, codes, absmax, self.threshold, backward=self.backward, update=update)
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def row_matrix(self) -> RowMatrix | None:

@@ -32,6 +32,8 @@ identity: backward is that of Y = X·Ŵ, with Ŵ the weight that the forward pas
     dX = dY · Ŵᵀ     Ŵ decoded from the codes (frozen), or the 16-bit weight itself (trainable); outliers no exception
     dW = Xᵀ · dY     trainable only, in 16 bits and from the unquantized X
 
+The first line, for a frozen weight, comes in two ways, "exact" and "fast": `int8/gradient.py`.
+
 Mind the second line if it is ever to be done in int8: its sum runs over the n rows, so the scales that can be pulled
 out are one per *column* of X and one per *column* of dY. bitsandbytes (0.50, `MatMul8bitLt.backward`) multiplies the
 codes of a *row-wise* quantized dY, then scales by its column-wise absmax: `test_matmul_gradients.py` shows what comes
@@ -41,31 +43,29 @@ Where we differ from the paper: everything after the int32 sum is float32, round
 paper rounds V and O·W_O to fp16 and adds those). From bitsandbytes: activations keep their dtype (it casts to fp16), an
 outlier column leaves c_R entirely (there, its entries below the threshold still count), a row of zeros is no 0/0.
 
-Letters: M rows (all leading dimensions of X), K = d in-features, N = k out-features, o outlier columns.
+An adapter's update is a thin product beside the large one, as that of the outlier columns is: Y = X·Ŵ + L·Rᵀ. Both are
+added to the scaled integers before the one rounding.
+
+Letters: M rows (all leading dimensions of X), K = d in-features, N = k out-features, o outlier columns, r rank.
 
 Storage. W and Ŵ are (d, k) = (K, N) here and in every docstring below. What the functions take is stored as
 `torch.nn.Linear` stores it, transposed: `weight` is Wᵀ, (N, K); `weight_codes` and `weight_absmax` make Ŵᵀ, (N, K). So
 W_i8 is `weight_codes.T`, and where a formula has dY · Wᵀ the code has `grad @ weight`.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from int8.int_mm import integer_product, without_autocast
+from int8.gradient import Backward, input_gradient, product_dtype
+from int8.int_mm import without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
-from native import decode_columns, quantize_rows, scale_product
+from int8.scaled import Thin, scaled_product
+from native import decode_columns, quantize_rows
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-FEW_OUTLIERS = 64
-"""Up to so many outlier columns are added on the way out of the int8 product; more are a product of their own."""
-
-DECODE_ELEMENTS = 2**22
-"""The backward pass decodes the weight in slices of this many elements (8 MB of bf16): long enough for an efficient
-product, and never the whole weight, which would cost the memory that int8 has saved."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,14 +118,24 @@ def _complement(columns: Tensor, size: int) -> Tensor:
 # The same, fast and differentiable
 
 
-def int8_matmul(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
-    """X·Ŵ for a frozen weight stored as the codes of Ŵᵀ; differentiable in X.
+def int8_matmul(
+    x: Tensor,
+    weight_codes: Tensor,
+    weight_absmax: Tensor,
+    threshold: float,
+    *,
+    backward: Backward = "exact",
+    update: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """X·Ŵ for a frozen weight stored as the codes of Ŵᵀ, plus L·Rᵀ if asked for; differentiable in X, L and R.
 
     Args:
         x: (..., K) float32, bfloat16 or float16. Under autocast it is cast as `nn.Linear` would cast it.
         weight_codes: (N, K) int8, the transpose of W_i8.
         weight_absmax: (N,) float32, c_W: one scale per row of the codes, Ŵᵀ = weight_codes · weight_absmax / 127.
         threshold: columns of x that reach it are multiplied in floating point; 0 disables that.
+        backward: how dX is computed, "exact" or "fast".
+        update: L (..., r) and R (N, r), float; multiplied in float32.
 
     Returns:
         (..., N) in x's dtype. A row of x that holds a NaN or an infinity gives a row without a finite number in it
@@ -152,7 +162,10 @@ def int8_matmul(x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshol
             f"weight_absmax must hold one scale per row of weight_codes {tuple(weight_codes.shape)}, "
             f"got shape {tuple(weight_absmax.shape)}"
         )
-    return _FrozenInt8Matmul.apply(x, weight_codes, weight_absmax, float(threshold))
+    if backward not in get_args(Backward):
+        raise ValueError(f"backward is {backward!r}: it must be one of {', '.join(get_args(Backward))}")
+    left, right = (None, None) if update is None else update
+    return _FrozenInt8Matmul.apply(x, weight_codes, weight_absmax, float(threshold), backward, left, right)
 
 
 def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
@@ -183,28 +196,23 @@ def int8_linear_trainable(x: Tensor, weight: Tensor, threshold: float) -> Tensor
 
 
 def _decomposed_product(
-    x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, outlier: Tensor, weight_outlier: Tensor
+    x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, outlier: Tensor, weight_outlier: Tensor, update: Thin | None
 ) -> Tensor:
-    """V + O·W_O. Shapes: x (M, K), codes (N, K), absmax (N,), outlier (o,), W_Oᵀ (N, o) float32 -> (M, N).
+    """V + O·W_O + L·Rᵀ. Shapes: x (M, K), codes (N, K), absmax (N,), outlier (o,), W_Oᵀ (N, o) float32 -> (M, N).
 
     Outlier columns are blanked instead of cut out: a zero code adds nothing to the integer sum, and the weight's codes
     stay whole.
     """
     has_outliers = outlier.numel() > 0
     x_codes, x_absmax = _quantize_without(x, outlier) if has_outliers else quantize_rowwise(x)
-    product = integer_product(x_codes, weight_codes)  # (M, N) int32
-    row_scale, column_scale = x_absmax / INT8_MAX, weight_absmax / INT8_MAX
-    outliers = (x.index_select(1, outlier).float(), weight_outlier) if has_outliers else None
-    if outlier.numel() <= FEW_OUTLIERS:
-        fast = scale_product(product, row_scale, column_scale, x.dtype, outliers)
-        if fast is not None:
-            return fast
-    # int32 times float32 is float32: the cast rounds sums beyond 2^24, a relative 2^-24.
-    output = torch.mul(product, column_scale).mul_(row_scale[:, None])
-    if outliers is not None:
-        # In place, hence (by autocast's rules) in float32 even under autocast.
-        output.addmm_(outliers[0], outliers[1].t())
-    return output.to(x.dtype)
+    thin = [(x.index_select(1, outlier), weight_outlier)] if has_outliers else []
+    thin += [] if update is None else [update]
+    beside = None
+    if thin:
+        left, right = (torch.cat([factor.float() for factor in side], dim=1) for side in zip(*thin, strict=True))
+        beside = (left, right)
+    scales = (x_absmax / INT8_MAX, weight_absmax / INT8_MAX)
+    return scaled_product(x_codes, weight_codes, *scales, x.dtype, beside)
 
 
 def _quantize_without(x: Tensor, outlier: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,25 +228,44 @@ def _decode_columns(weight_codes: Tensor, weight_absmax: Tensor, columns: Tensor
 
 
 class _FrozenInt8Matmul(torch.autograd.Function):
-    """Keeps no activation for the backward pass: dX needs only the weight."""
+    """Keeps no activation but L for the backward pass: dX needs only the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_codes: Tensor, weight_absmax: Tensor, threshold: float) -> Tensor:
-        ctx.save_for_backward(weight_codes, weight_absmax)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_codes: Tensor,
+        weight_absmax: Tensor,
+        threshold: float,
+        backward: Backward,
+        left: Tensor | None,
+        right: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(weight_codes, weight_absmax, left, right)
+        ctx.mode = backward
         rows = _as_matrix(x)  # (M, K)
         outlier = outlier_columns(rows, threshold)
         weight_outlier = _decode_columns(weight_codes, weight_absmax, outlier)  # W_Oᵀ (N, o)
-        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
+        update = None if left is None or right is None else (_as_matrix(left), right)
+        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier, update)
         return output.view(*x.shape[:-1], weight_codes.shape[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        weight_codes, weight_absmax = ctx.saved_tensors
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = matmul_dequantized(grad, weight_codes, weight_absmax)
-        return grad_x, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight_codes, weight_absmax, left, right = ctx.saved_tensors
+        grad_x = grad_left = grad_right = None
+        rows = _as_matrix(grad)  # (M, N)
+        with without_autocast(grad.device):
+            if ctx.needs_input_grad[0]:
+                inner = weight_codes.shape[1]
+                grad_x = input_gradient(rows, weight_codes, weight_absmax, ctx.mode).view(*grad.shape[:-1], inner)
+            rows = rows.to(product_dtype(grad))
+            if ctx.needs_input_grad[5]:
+                grad_left = (rows @ right.to(rows.dtype)).to(left.dtype).view_as(left)  # dY · R
+            if ctx.needs_input_grad[6]:
+                grad_right = (rows.t() @ _as_matrix(left).to(rows.dtype)).to(right.dtype)  # dYᵀ · L
+        return grad_x, None, None, None, None, grad_left, grad_right
 
 
 class _TrainableInt8Matmul(torch.autograd.Function):
@@ -249,14 +276,14 @@ class _TrainableInt8Matmul(torch.autograd.Function):
         outlier = outlier_columns(rows, threshold)
         weight_codes, weight_absmax = quantize_rowwise(weight.index_fill(1, outlier, 0) if outlier.numel() else weight)
         weight_outlier = weight.index_select(1, outlier).float()  # W_Oᵀ (N, o)
-        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier)
+        output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier, None)
         return output.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        dtype = _product_dtype(grad)
+        dtype = product_dtype(grad)
         rows = _as_matrix(grad).to(dtype)  # (M, N)
         grad_x = grad_weight = None
         with without_autocast(grad.device):  # backward may be called inside autocast, which would cast once more
@@ -267,36 +294,8 @@ class _TrainableInt8Matmul(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-def matmul_dequantized(grad: Tensor, weight_codes: Tensor, weight_absmax: Tensor) -> Tensor:
-    """dX = dY · Ŵᵀ with Ŵᵀ = dequantize_rowwise(codes, absmax, dY's dtype), the stored matrix, a slice at a time.
-
-    The slices are columns of Ŵᵀ, and each gives its own columns of dX: the result is that of one product, without ever
-    holding the float weight.
-
-    Shapes: grad (..., N), codes (N, K), absmax (N,) -> (..., K) in grad's dtype.
-    """
-    (columns, inner), dtype = weight_codes.shape, _product_dtype(grad)
-    rows = _as_matrix(grad).to(dtype)  # (M, N)
-    grad_x = torch.empty(rows.shape[0], inner, dtype=dtype, device=grad.device)
-    width = max(1, DECODE_ELEMENTS // max(1, columns))
-    # Two buffers, reused by every slice: fresh memory of this size would cost more in page faults than the decoding.
-    decoded = torch.empty(columns, min(width, inner), dtype=torch.float32, device=grad.device)
-    weight = decoded if dtype == torch.float32 else torch.empty_like(decoded, dtype=dtype)
-    scale = (weight_absmax / INT8_MAX)[:, None]
-    for codes, output in zip(weight_codes.split(width, dim=1), grad_x.split(width, dim=1), strict=True):
-        part = slice(0, codes.shape[1])
-        decoded[:, part].copy_(codes).mul_(scale)
-        torch.mm(rows, weight[:, part].copy_(decoded[:, part]), out=output)
-    return grad_x.to(grad.dtype).view(*grad.shape[:-1], inner)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Dtypes and the boundary
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to multiply in: x's own, except for float16 on CPUs, which emulate it, far slower than float32."""
-    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,14 +15,22 @@ Letters: B batch, T tokens, d input features, k output features, r rank.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora.config import check_hyperparameters, lora_scaling
+from lora.update import compress
 from native import RowMatrix
+
+
+@runtime_checkable
+class AddsThinProduct(Protocol):
+    """A base that adds left rightᵀ to its own product before rounding: left (..., r), right (k, r)."""
+
+    def plus_product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor: ...
 
 
 def lora_reference(
@@ -117,13 +125,13 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """W₀ x + (α/r) B A dropout(x); just the base while merged or disabled."""
-        h = self.base(x)  # (..., k)
         if self.merged or not self.enabled:
-            return h
-        dropped = F.dropout(x, self.dropout, self.training)
-        compressed = F.linear(dropped, self.lora_A.to(x.dtype))  # (..., r)
-        # Scaling the r numbers of the middle is cheaper than scaling the k of the output.
-        update = F.linear(self.scaling * compressed, self.lora_B.to(x.dtype))  # (..., k)
+            return self.base(x)
+        compressed = compress(x, self.lora_A, self.scaling, self.dropout if self.training else 0.0)  # (..., r)
+        if isinstance(self.base, AddsThinProduct):
+            return self.base.plus_product(x, compressed, self.lora_B)
+        h = self.base(x)  # (..., k)
+        update = F.linear(compressed, self.lora_B.to(x.dtype))  # (..., k)
         return h + update.to(h.dtype)  # an int8 base may answer in another dtype than it was asked in
 
     def row_matrix(self) -> RowMatrix | None:

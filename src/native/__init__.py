@@ -11,8 +11,9 @@ Everything works without it, slower. The formulas in Python: `row_product_refere
 `int8.matmul`, `llama.block`. A row here is one token's vector; in `llama.cache` it is one prompt of a batch.
 """
 
+from native.dropout import drop
 from native.huge_pages import advise_huge_pages
-from native.quantize import columns_reaching, decode_columns, quantize_rows, scale_product
+from native.quantize import columns_reaching, decode_columns, decode_slice, quantize_rows, scale_product
 from native.rows import (
     RowBlock,
     RowBlocks,
@@ -31,6 +32,8 @@ __all__ = [
     "advise_huge_pages",
     "columns_reaching",
     "decode_columns",
+    "decode_slice",
+    "drop",
     "is_single_row",
     "quantize_rows",
     "row_backend",

@@ -1,4 +1,4 @@
-"""Row-wise int8 quantization, the search for outlier columns, the scaling of an int8 product: each in one pass.
+"""Row-wise int8 quantization, outlier columns, decoding, the scaling of an int8 product: each in one pass.
 
 PyTorch takes five operations for the first (magnitudes, their maximum, a product, rounding, a cast), and each writes
 and reads the whole matrix. The formulas are those of `int8.quantize` and `int8.matmul`, which call these where they
@@ -34,46 +34,63 @@ def columns_reaching(x: Tensor, threshold: float) -> Tensor | None:
     return reaches.nonzero().squeeze(1)
 
 
-def quantize_rows(x: Tensor, blank: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-    """(codes (M, K) int8, absmax (M,) float32) of x (M, K), with the columns `blank` (o,) int64 taken for zero."""
+def quantize_rows(
+    x: Tensor, blank: Tensor | None = None, column_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """(codes (M, K) int8, absmax (M,) float32) of x (M, K).
+
+    Args:
+        blank: (o,) int64, columns taken for zero.
+        column_scale: (K,) float32, multiplied into x first, in float32.
+    """
     library = _library() if _usable(x) else None
     if library is None:
         return None
     x = x.contiguous()
     codes, absmax = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0], dtype=torch.float32)
+    scale = None if column_scale is None else column_scale.contiguous()
     blanks = (0, 0) if blank is None else (blank.data_ptr(), blank.numel())
-    sizes = (*x.shape, TYPES[x.dtype])
-    outputs = (codes.data_ptr(), absmax.data_ptr())
-    library.quantize_rows(x.data_ptr(), *outputs, *sizes, *blanks, torch.get_num_threads())
+    library.quantize_rows(
+        x.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        codes.data_ptr(),
+        absmax.data_ptr(),
+        *x.shape,
+        TYPES[x.dtype],
+        *blanks,
+        torch.get_num_threads(),
+    )
     return codes, absmax
 
 
 def scale_product(
     product: Tensor,
     row_scale: Tensor,
-    column_scale: Tensor,
-    dtype: torch.dtype,
-    outliers: tuple[Tensor, Tensor] | None = None,
-) -> Tensor | None:
-    """product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32, in dtype float32 or bfloat16.
+    column_scale: Tensor | None,
+    out: Tensor,
+    thin: tuple[Tensor, Tensor] | None = None,
+) -> bool:
+    """out (M, N) = product (M, N) int32 · column_scale (N,) · row_scale (M,), computed in float32.
 
     Args:
-        outliers: (M, o) and (N, o) float32, whose product is added before the rounding.
+        column_scale: None for ones.
+        out: float32 or bfloat16, contiguous.
+        thin: (M, o) and (N, o) float32, whose product is added before the rounding.
+
+    Returns:
+        Whether C applies; if not, nothing is written.
     """
-    usable = product.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and not is_compiling()
-    usable = usable and product.shape[1] <= MAX_COLUMNS
-    library = _library() if usable else None
+    usable = product.device.type == "cpu" and out.dtype in (torch.float32, torch.bfloat16) and not is_compiling()
+    library = _library() if usable and out.is_contiguous() else None
     if library is None:
-        return None
-    product, y = product.contiguous(), torch.empty(product.shape, dtype=dtype)
-    scales = (row_scale.contiguous(), column_scale.contiguous())
-    left, right = (torch.empty(0), torch.empty(0, 0)) if outliers is None else outliers
-    left, right = left.contiguous(), right.t().contiguous()  # (M, o), (o, N)
-    pointers = [tensor.data_ptr() for tensor in (product, *scales, left, right)]
-    library.scale_product(
-        *pointers, right.shape[0], y.data_ptr(), *product.shape, dtype == torch.bfloat16, torch.get_num_threads()
-    )
-    return y
+        return False
+    left, right = (torch.empty(0), torch.empty(0, 0)) if thin is None else thin
+    parts = (product, row_scale, column_scale, left, right.t())  # (o, N): front to back for each row of the product
+    parts = tuple(None if part is None else part.contiguous() for part in parts)
+    pointers = [0 if part is None else part.data_ptr() for part in parts]
+    sizes = (*product.shape, out.dtype == torch.bfloat16, torch.get_num_threads())
+    library.scale_product(*pointers, right.shape[1], out.data_ptr(), *sizes)
+    return True
 
 
 def decode_columns(codes: Tensor, scale: Tensor, columns: Tensor) -> Tensor | None:
@@ -89,6 +106,23 @@ def decode_columns(codes: Tensor, scale: Tensor, columns: Tensor) -> Tensor | No
     return y
 
 
+def decode_slice(codes: Tensor, scale: Tensor, first: int, out: Tensor) -> bool:
+    """out (N, width) float32 or bfloat16 = columns first … first + width of codes (N, K) int8, rows times scale (N,).
+
+    Returns:
+        Whether C applies; if not, nothing is written.
+    """
+    usable = codes.device.type == "cpu" and codes.is_contiguous() and out.is_contiguous() and not is_compiling()
+    library = _library() if usable and out.dtype in (torch.float32, torch.bfloat16) else None
+    if library is None:
+        return False
+    scale = scale.contiguous()
+    pointers = [tensor.data_ptr() for tensor in (codes, scale, out)]
+    sizes = (*codes.shape, first, out.shape[1], out.dtype == torch.bfloat16)
+    library.decode_slice(*pointers, *sizes, torch.get_num_threads())
+    return True
+
+
 def _usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in TYPES and 0 < x.shape[1] <= MAX_COLUMNS and not is_compiling()
 
@@ -98,10 +132,10 @@ def _library() -> ctypes.CDLL | None:
     library = load_library(Path(__file__).with_suffix(".c"))
     if library is not None:
         library.mark_columns.argtypes = [POINTER, POINTER, SIZE, SIZE, INT, FLOAT, INT]
-        library.quantize_rows.argtypes = [POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER, SIZE, INT]
+        library.quantize_rows.argtypes = [*[POINTER] * 4, SIZE, SIZE, INT, POINTER, SIZE, INT]
         library.scale_product.argtypes = [*[POINTER] * 5, SIZE, POINTER, SIZE, SIZE, INT, INT]
+        library.decode_slice.argtypes = [*[POINTER] * 3, *[SIZE] * 4, INT, INT]
         library.decode_columns.argtypes = [POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT]
-        functions = (library.mark_columns, library.quantize_rows, library.scale_product, library.decode_columns)
-        for function in functions:
-            function.restype = None
+        for name in ("mark_columns", "quantize_rows", "scale_product", "decode_columns", "decode_slice"):
+            getattr(library, name).restype = None
     return library

@@ -108,6 +108,9 @@ def prepare_for_training(model: Llama, config: RunConfig) -> Llama:
         lora = config.lora
         generator = torch.Generator().manual_seed(config.train.seed)
         add_lora(model, LoraConfig(lora.r, lora.alpha, lora.dropout, lora.targets, lora.rslora), generator=generator)
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
+            module.backward = config.int8.backward
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return model.train()
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from int8 import THRESHOLD
+from int8 import THRESHOLD, Backward
 
 Method = Literal["full", "lora", "lora-8bit"]
 Precision = Literal["float32", "bf16", "bf16-mixed"]
@@ -76,6 +76,8 @@ class Int8Section:
 
     threshold: float = THRESHOLD
     """Features that reach this magnitude are multiplied in 16 bits; 0 multiplies everything in 8."""
+    backward: Backward = "fast"
+    """How gradients pass through the int8 base: fast multiplies them in 8 bits too, exact in 16."""
 
 
 @dataclass(frozen=True)

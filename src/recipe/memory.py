@@ -6,7 +6,7 @@ its backward pass are counted from its code, per token, with w bytes per element
     frozen base     2·(4C + 4)  +  w·(2C + 2·G·D)  +  4H  +  3·w·F
                     RMSNorm: float32 input and 1/RMS; attention: q, k, v, output, log-sum-exp; SwiGLU: gate, SiLU, up
     trained base    + 4·w·C + w·F       the inputs of every product and of both gains (bf16-mixed: 2·4·C + 5·w·C + w·F)
-    an adapter      + w·(r + in), inputs shared where there is no dropout; with it + w·in for the mask
+    an adapter      + w·(r + in), inputs shared
 
 Letters: C model width, H heads, G key/value heads, D head size, F hidden size, V vocabulary, r rank.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from int8 import Int8Linear, convert_to_int8
-from int8.matmul import DECODE_ELEMENTS
+from int8.gradient import DECODE_ELEMENTS
 from llama import Llama, LlamaConfig
 from lora import LoraLinear
 from optim8bit import embeddings_in_32bit, planned_state_bytes
@@ -119,9 +119,8 @@ def product_width(config: RunConfig) -> int:
 def adapter_activations(block: nn.Module) -> dict[str, int]:
     """Elements that the adapters of a block keep per token, by input.
 
-    Without dropout, adapters of the same input share it, and `wo`'s is the attention's output, which is kept anyway.
-    With dropout each keeps its own thinned copy and the mask (counted as wide as the copy, as on a CPU; a GPU's is a
-    byte).
+    Adapters of the same input share it, and `wo`'s is the attention's output, which is kept anyway. Dropout keeps nothing
+    of its own: its mask is computed again.
     """
     shared_input = {"wq": "attention", "wk": "attention", "wv": "attention", "w1": "feed-forward", "w3": "feed-forward"}
     kept: dict[str, int] = {}
@@ -130,9 +129,7 @@ def adapter_activations(block: nn.Module) -> dict[str, int]:
             continue
         kept[f"{name}, A x"] = adapter.r
         own = name.rpartition(".")[2]
-        if adapter.dropout:
-            kept[f"{name}, input and mask"] = 2 * adapter.in_features
-        elif own != "wo":
+        if own != "wo":
             kept[shared_input.get(own, own)] = adapter.in_features
     return kept
 

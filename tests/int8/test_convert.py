@@ -100,9 +100,9 @@ def test_one_layer_at_a_time(monkeypatch):
     alive: list[int] = []
     plain = Int8Linear.from_linear
 
-    def counting(linear: nn.Linear, threshold: float) -> Int8Linear:
+    def counting(linear: nn.Linear, *options) -> Int8Linear:
         alive.append(sum(weight() is not None for weight in weights))
-        return plain(linear, threshold)
+        return plain(linear, *options)
 
     monkeypatch.setattr(Int8Linear, "from_linear", counting)
     convert_to_int8(model)

@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from int8 import dequantize_rowwise, int8_linear_trainable, int8_matmul, matmul, quantize_rowwise
+from int8 import (
+    dequantize_rowwise,
+    input_gradient_reference,
+    int8_linear_trainable,
+    int8_matmul,
+    quantize_rowwise,
+    scaled,
+)
+from int8 import (
+    gradient as dx,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 8, 8), (5, 33, 7), (17, 64, 30), (40, 257, 130)]
@@ -79,13 +89,92 @@ def test_three_dimensional_and_broadcast_gradients():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fast_dx_is_its_formula(dtype, shape, check_bound):
+    """The codes are the reference's (a float32 product before rounding), the integer sums exact: what is left is the
+    cast of a sum to float32, a product, and the rounding to dtype."""
+    x, weight, grad = draw(*shape, dtype=dtype)
+    codes, absmax = quantize_rowwise(weight)
+    int8_matmul(x, codes, absmax, 6.0, backward="fast").backward(grad)
+    expected = input_gradient_reference(grad, codes, absmax, "fast").double()
+    assert x.grad is not None and x.grad.dtype == dtype
+    # A gradient that float32 puts on the other side of a half, of which there may be one in a row, moves by one code.
+    step = (grad.double() * absmax.double() / 127).abs().amax(1, keepdim=True) / 127 * 127
+    error = ((x.grad.double() - expected).abs() - 2 * unit(dtype) * expected.abs() - 1e-30) / step
+    check_bound(f"int8_matmul: fast dX vs its formula, {str(dtype)[6:]}", error.max().item(), 1.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fast_dx_stays_within_its_bound(shape, check_bound):
+    x, weight, grad = draw(*shape)
+    codes, absmax = quantize_rowwise(weight)
+    int8_matmul(x, codes, absmax, 6.0, backward="fast").backward(grad)
+    exact = grad.double() @ (codes.double() * absmax.double()[:, None] / 127)
+    largest = (grad.double() * absmax.double() / 127).abs().amax(1, keepdim=True)  # c_G
+    bound = largest / 254 * codes.double().abs().sum(0)
+    check_bound("int8_matmul: fast dX vs exact, by its bound", ((x.grad - exact).abs() / bound).max().item(), 1.0)
+
+
+def test_a_fast_gradient_that_is_not_finite_spoils_its_own_row_only():
+    x, weight, grad = draw(5, 33, 7)
+    codes, absmax = quantize_rowwise(weight)
+    grad[1, 2], grad[3, 0] = torch.nan, torch.inf
+    int8_matmul(x, codes, absmax, 6.0, backward="fast").backward(grad)
+    assert x.grad is not None and x.grad.isfinite().all(1).tolist() == [True, False, True, False, True]
+
+
+def test_an_unknown_way_back_is_refused():
+    x, weight, _ = draw(5, 33, 7)
+    with pytest.raises(ValueError, match=r"backward is 'quick'.*exact, fast"):
+        int8_matmul(x, *quantize_rowwise(weight), 6.0, backward="quick")
+
+
+@pytest.mark.parametrize("rank", [3, 100])  # added on the way out, or as a product of its own
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_update_is_added_before_the_rounding(dtype, rank, check_bound):
+    x, weight, grad = draw(17, 64, 30, dtype=dtype)
+    codes, absmax = quantize_rowwise(weight)
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randn(17, rank, generator=generator).to(dtype).requires_grad_()
+    right = torch.randn(30, rank, generator=generator).requires_grad_()
+    wide = int8_matmul(x.detach().float(), codes, absmax, 6.0)  # the codes of x are those of its dtype
+    y = int8_matmul(x, codes, absmax, 6.0, update=(left, right))
+    y.backward(grad)
+    expected = wide.double() + left.double() @ right.double().t()
+    mass = wide.double().abs() + left.double().abs() @ right.double().abs().t()
+    bound = unit(dtype) * expected.abs() + (rank + 80) * 2.0**-24 * mass  # sums of rank, outliers and the product
+    check_bound(f"int8 product plus update, {str(dtype)[6:]}, rank {rank}", ((y - expected).abs() / bound).max(), 1.0)
+    for name, gradient, a, b in [("dL", left.grad, grad, right), ("dR", right.grad, grad.t(), left)]:
+        assert gradient is not None
+        a, b = a.detach().double().numpy(), b.detach().double().numpy()
+        error = np.abs(gradient.double().numpy() - a @ b)
+        bound = product_bound(a, b, dtype, operand_roundings=1)
+        check_bound(f"int8 product plus update: {name}, {str(dtype)[6:]}, rank {rank}", (error / bound).max(), 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_at_a_time_change_nothing(dtype, monkeypatch):
+    x, weight, grad = draw(17, 64, 30, dtype=dtype)
+    codes, absmax = quantize_rowwise(weight)
+    left, right = torch.randn(17, 3).to(dtype), torch.randn(30, 3)
+    results = []
+    for rows in (1024, 5):
+        monkeypatch.setattr(scaled, "ROWS", rows)
+        y = int8_matmul(x, codes, absmax, 6.0, backward="fast", update=(left, right))
+        x.grad = None
+        y.backward(grad)
+        results.append((y, x.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_in_slices_changes_nothing(dtype, monkeypatch):
     """dX's columns come from slices of the weight's; 7 columns each leave a partial last one."""
     _x, weight, grad = draw(6, 40, 10, dtype=dtype)
     codes, absmax = quantize_rowwise(weight)
-    whole = matmul.matmul_dequantized(grad, codes, absmax)
-    monkeypatch.setattr(matmul, "DECODE_ELEMENTS", 70)
-    sliced = matmul.matmul_dequantized(grad, codes, absmax)
+    whole = dx._times_decoded(grad, codes, absmax)
+    monkeypatch.setattr(dx, "DECODE_ELEMENTS", 70)
+    sliced = dx._times_decoded(grad, codes, absmax)
     assert sliced.shape == (6, 40)
     bound = 2 * product_bound(
         grad.double().numpy(), dequantize_rowwise(codes, absmax).double().numpy(), dtype, operand_roundings=0

@@ -5,7 +5,7 @@ import torch
 
 import native.quantize
 from int8 import dequantize_rowwise, int8_matmul, outlier_columns, quantize_rowwise
-from native import columns_reaching, decode_columns, quantize_rows, scale_product
+from native import columns_reaching, decode_columns, decode_slice, quantize_rows, scale_product
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(64, 4096), (7, 33), (1, 1), (3, 1000), (0, 5)]
@@ -76,8 +76,8 @@ def test_columns_are_the_same(dtype, threshold, monkeypatch):
 def test_the_scaled_product_is_the_same(dtype, monkeypatch):
     product = torch.randint(-(2**30), 2**30, (33, 65), dtype=torch.int32)
     rows, columns = torch.rand(33) + 0.5, torch.rand(65) + 0.5
-    mine = scale_product(product, rows, columns, dtype)
-    assert mine is not None
+    mine = torch.empty(product.shape, dtype=dtype)
+    assert scale_product(product, rows, columns, mine)
     assert torch.equal(mine, torch.mul(product, columns).mul_(rows[:, None]).to(dtype))
 
 
@@ -101,6 +101,37 @@ def test_decoded_columns_are_the_same():
     columns = torch.tensor([2, 40, 89])
     mine = decode_columns(codes, absmax / 127, columns)
     assert mine is not None and torch.equal(mine, dequantize_rowwise(codes[:, columns], absmax))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoded_slice_is_the_same(dtype):
+    codes, absmax = quantize_rowwise(drawn((31, 90), torch.float32))
+    for first, width in ((0, 90), (3, 64), (89, 1)):
+        out = torch.empty(31, width, dtype=dtype)
+        assert decode_slice(codes, absmax / 127, first, out)
+        assert torch.equal(out, dequantize_rowwise(codes[:, first : first + width], absmax, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_are_scaled_before_they_are_quantized(dtype):
+    x, scale = drawn((9, 70), dtype), torch.rand(70) + 0.5
+    for mine, theirs in zip(quantize_rows(x, column_scale=scale), quantize_rowwise(x.float() * scale), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("columns", [64, 65, 200, 1])  # whole strips and a rest
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_thin_product_is_added(columns, scaled, check_bound):
+    product = torch.randint(-(2**20), 2**20, (37, columns), dtype=torch.int32)
+    rows, scale = torch.rand(37), torch.rand(columns) if scaled else None
+    left, right = drawn((37, 5), torch.float32), drawn((columns, 5), torch.float32, seed=1)
+    mine = torch.empty(37, columns)
+    assert scale_product(product, rows, scale, mine, (left, right))
+    first = product.double() * rows.double()[:, None] * (1 if scale is None else scale.double())
+    mass = first.abs() + left.double().abs() @ right.double().abs().t()
+    error = (mine - first - left.double() @ right.double().t()).abs() / mass
+    # the cast of the integer, two products, five terms and their sums
+    check_bound("scaled product plus a thin one, C vs float64", error.max().item(), 9 * 2.0**-24)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
