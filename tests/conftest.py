@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Triton decides at its import whether kernels are compiled or interpreted; without a GPU there is only the latter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 BOUND = "error and bound"
 
 # Workers of pytest-xdist share the machine; within one process more threads would only fight each other.

@@ -5,6 +5,7 @@ int_mm.py    int8 × int8 → int32, exactly, by whatever the device offers
 scaled.py    such a product scaled back to numbers, a thin product beside it
 matmul.py    LLM.int8(): the formula, its fast twin, its gradients (start here)
 gradient.py  the input's gradient of a frozen weight: exact in 16 bits, or fast in 8
+cuda.py      the products of both passes as operators: plain, and Triton's kernels (launch.py, kernels.py)
 linear.py    Int8Linear, a frozen linear layer stored as codes
 convert.py   a whole model's linear layers into int8
 """

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from int8.cuda import int8_input_gradient, kernels_apply
 from int8.quantize import INT8_MAX, quantize_rowwise
 from int8.scaled import scaled_product
 from native import decode_slice, quantize_rows
@@ -47,6 +48,8 @@ def input_gradient(grad: Tensor, weight_codes: Tensor, weight_absmax: Tensor, ba
     """dX = dY · Ŵᵀ for a frozen weight. Shapes: grad (M, N), codes (N, K), absmax (N,) -> (M, K) in grad's dtype."""
     if backward == "exact":
         return _times_decoded(grad, weight_codes, weight_absmax)
+    if kernels_apply(grad, weight_codes):
+        return int8_input_gradient(grad, weight_codes, weight_absmax)
     scale = weight_absmax / INT8_MAX
     fast = quantize_rows(grad, column_scale=scale)
     codes, absmax = quantize_rowwise(grad.float() * scale) if fast is None else fast  # G_i8, c_G

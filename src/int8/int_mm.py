@@ -78,7 +78,8 @@ def padded_int_mm(a: Tensor, b: Tensor, *, min_rows: int = 1, multiple: int = 1)
         a = F.pad(a, (0, add_inner, 0, add_rows))
     if add_inner or add_columns:
         b = F.pad(b, (0, add_inner, 0, add_columns))
-    b_transposed = b.t() if b.t().is_contiguous() else b.contiguous().t()  # both orders of b suit the kernels
+    # Both orders of b suit a CPU's kernel; a GPU's was seen to refuse the other one.
+    b_transposed = b.t() if b.t().is_contiguous() and not b.is_cuda else b.contiguous().t()
     return torch._int_mm(a.contiguous(), b_transposed)[:rows, :columns]
 
 

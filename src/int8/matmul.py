@@ -59,6 +59,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from int8.cuda import int8_forward, kernels_apply
 from int8.gradient import Backward, input_gradient, product_dtype
 from int8.int_mm import without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
@@ -244,9 +245,12 @@ class _FrozenInt8Matmul(torch.autograd.Function):
         ctx.save_for_backward(weight_codes, weight_absmax, left, right)
         ctx.mode = backward
         rows = _as_matrix(x)  # (M, K)
+        update = None if left is None or right is None else (_as_matrix(left), right)
+        if kernels_apply(rows, weight_codes):
+            output = int8_forward(rows, weight_codes, weight_absmax, threshold, *(update or (None, None)))
+            return output.view(*x.shape[:-1], weight_codes.shape[0])
         outlier = outlier_columns(rows, threshold)
         weight_outlier = _decode_columns(weight_codes, weight_absmax, outlier)  # W_Oᵀ (N, o)
-        update = None if left is None or right is None else (_as_matrix(left), right)
         output = _decomposed_product(rows, weight_codes, weight_absmax, outlier, weight_outlier, update)
         return output.view(*x.shape[:-1], weight_codes.shape[0])
 

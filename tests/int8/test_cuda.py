@@ -80,7 +80,7 @@ def test_gpu_forward(dtype, shape, outliers, check_bound):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(512, 4096, 11008), (1000, 1001, 999)])
 def test_gpu_input_gradient(dtype, shape, check_bound):
-    rows, inner, columns = shape
+    rows, _, columns = shape
     _, codes, absmax, _, _ = draw(*shape, device="cuda")
     grad = torch.randn(rows, columns, device="cuda").to(dtype)
     expected, bound = expected_gradient(grad, codes, absmax)

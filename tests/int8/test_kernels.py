@@ -17,6 +17,9 @@ pytest.importorskip("triton", reason="install the extra triton")
 from int8 import launch
 from int8.launch import Tiles, Way, forward, input_gradient, quantize
 
+# The interpreter computes with NumPy, which warns of what a GPU does silently: 0 · ∞ and the like.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning:triton")
+
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 TILES = Tiles(16, 32, 32, 4, 2)
@@ -33,12 +36,14 @@ def roundings(dtype: torch.dtype) -> int:
 # Quantization
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threshold", [0.0, 2.5])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 130), (2, 5000)])
-def test_quantization_equals_plain_in_every_bit(dtype, threshold, shape):
-    """5,000 columns are more than one block of a row."""
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+@pytest.mark.parametrize(
+    ("rows", "inner", "dtype"),
+    [(1, 1, torch.float32), (3, 7, torch.bfloat16), (66, 20, torch.float16), (2, 5000, torch.bfloat16)],
+)
+def test_quantization_equals_plain_in_every_bit(rows, inner, dtype, threshold):
+    """More rows than one program marks, 64; more columns than one block of a row, 4,096."""
+    x = torch.randn(rows, inner, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
     codes, absmax, outliers, count = quantize(x, threshold=threshold)
     expected = outlier_columns(x, threshold)
     if threshold:
@@ -79,8 +84,8 @@ def test_a_non_finite_value_is_an_outlier_or_its_rows_scale(bad):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outliers", [0, 6, 70])
 def test_forward_equals_reference(way, dtype, outliers, check_bound):
-    """Ragged in all sizes: 37 rows, 100 features, 45 outputs, rank 20 (two steps of the thin product)."""
-    operands = draw(37, 100, 45, dtype=dtype, outliers=outliers, rank=20, device=DEVICE)
+    """Several tiles and a rest in all sizes; rank 20 and 70 outliers are more than one step of a thin product."""
+    operands = draw(18, 100, 45, dtype=dtype, outliers=outliers, rank=20, device=DEVICE)
     x, codes, absmax, left, right = operands
     output = forward(x, codes, absmax, 6.0, left, right, way)
     assert output.dtype == dtype
@@ -104,7 +109,7 @@ def test_odd_shapes(way, shape):
 def test_what_int8_can_represent_is_multiplied_exactly(way):
     """Integers with ±127 in every row have themselves as codes; sums beyond 2^24 are none here, so nothing rounds."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-127, 128, (20, 300), generator=generator).float()
+    x = torch.randint(-127, 128, (5, 300), generator=generator).float()
     weight = torch.randint(-127, 128, (40, 300), generator=generator).float()
     x[:, 3], weight[:, 5] = 127, -127
     codes, absmax = quantize_rowwise(weight.to(DEVICE))
@@ -116,7 +121,7 @@ def test_what_int8_can_represent_is_multiplied_exactly(way):
 def test_extreme_codes_do_not_saturate(way):
     """Sums of 127 · 127 in 8, 16 or 24 bits would show."""
     codes, absmax = quantize_rowwise(torch.full((16, 2048), -1.0, device=DEVICE))
-    output = forward(torch.ones(20, 2048, device=DEVICE), codes, absmax, 0.0, way=way)
+    output = forward(torch.ones(2, 2048, device=DEVICE), codes, absmax, 0.0, way=way)
     # 127² · 2048 takes 25 bits; its scales, 1/127 rounded twice, and four products.
     torch.testing.assert_close(output, torch.full_like(output, -2048.0), rtol=6 * 2**-24, atol=0)
 
@@ -134,7 +139,7 @@ def test_a_non_finite_entry_stays_visible_and_stays_in_its_row(way, threshold, b
 
 @pytest.mark.parametrize("way", WAYS)
 def test_zero_rows(way):
-    x, codes, absmax, _, _ = draw(20, 40, 12, device=DEVICE)
+    x, codes, absmax, _, _ = draw(6, 40, 12, device=DEVICE)
     x[4] = 0
     assert not forward(x, codes, absmax, 6.0, way=way)[4].any()
 
@@ -143,8 +148,8 @@ def test_zero_rows(way):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_input_gradient_equals_plain(way, dtype, check_bound):
     """The same integers and the same arithmetic: but for the interpreter's bfloat16, the same bits."""
-    _, codes, absmax, _, _ = draw(37, 100, 45, device=DEVICE)
-    grad = torch.randn(37, 45, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    _, codes, absmax, _, _ = draw(18, 100, 45, device=DEVICE)
+    grad = torch.randn(18, 45, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
     output = input_gradient(grad, codes, absmax, way).double()
     expected = int8_input_gradient._init_fn(grad, codes, absmax).double()
     bound = (roundings(dtype) - 1) * torch.finfo(dtype).eps
@@ -168,17 +173,16 @@ def test_the_fastest_of_all_ways_is_found_once(monkeypatch, no_answers_kept):
     timed = []
 
     def time(run, device):
-        way = run.args[-1]
-        timed.append(way)
-        return {128: 3.0, 64: 2.0}.get(way.tiles.m, 9.0) if way.tiles else 1.0 + 8.0 * way.copy
+        timed.append(run.args[-1])
+        return 1.0 if run.args[-1] == Way(None, copy=True) else 2.0
 
     monkeypatch.setattr(launch, "_time", time)
     _, codes, absmax, _, _ = draw(device=DEVICE)
-    for rows in (40, 64):  # both 64, rounded up
+    for rows in (9, 16):  # both are 16, rounded up
         input_gradient(torch.randn(rows, 40, device=DEVICE), codes, absmax)
-    assert timed == launch.ways(64, turned=True)
-    found = launch.fastest_way(codes.device, 64, 96, 40, torch.float32, turned=True)
-    assert found == Way(None) and len(timed) == len(set(timed))
+    assert timed == launch.ways(16, turned=True)
+    assert launch.fastest_way(codes.device, 16, 96, 40, torch.float32, True) == Way(None, copy=True)
+    assert len(timed) == len(launch.ways(16, turned=True)) == 6
 
 
 def test_a_way_that_a_device_refuses_is_passed_over(monkeypatch, no_answers_kept):
