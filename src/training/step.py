@@ -62,7 +62,7 @@ def optimizer_step(
     total = 0.0
     for batch in micro_batches:
         with autocast():
-            loss = causal_lm_loss(model, batch) / n_supervised
+            loss = causal_lm_loss(model, batch, scale=1 / n_supervised)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()}: no update was made; lower optim.lr or check the base")
         loss.backward()
