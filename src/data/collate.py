@@ -34,7 +34,8 @@ class Batch:
         targets: next token's id where it counts, else IGNORE.
         positions: place in its document, from 0; 0 on padding.
         documents: document of each token, padding is 0; None where plain causal attention is already right, that is,
-            one example per row and nothing padded on its left.
+            one example per row and nothing padded on its left. They stay in the CPU's memory, where attention is
+            planned: a GPU would have to be waited for.
         n_supervised: targets that count.
         n_tokens: tokens that are not padding. Both are counted here because counting on a GPU would wait for it.
     """
@@ -47,9 +48,8 @@ class Batch:
     n_tokens: int
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("token_ids", "targets", "positions")}
-        return replace(self, **moved, documents=None if self.documents is None else self.documents.to(device))
+        """The same batch on another device, all but its documents."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("token_ids", "targets", "positions")})
 
 
 def shifted_targets(example: Example) -> list[int]:

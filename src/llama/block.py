@@ -6,7 +6,7 @@ y = h + SwiGLU(RMSNorm(h))
 
 from torch import Tensor, nn
 
-from llama.attention import Attention
+from llama.attention import Attention, Documents
 from llama.cache import KVCache
 from llama.norm import RMSNorm
 from llama.swiglu import SwiGLU
@@ -28,7 +28,11 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(dim, hidden_dim)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | Documents | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """See `Attention.forward` for the arguments."""
         h = x + self.attention(self.attention_norm(x), rotation, mask, cache)

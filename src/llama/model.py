@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llama.attention import causal_mask, document_mask, padding_mask
+from llama.attention import Documents, causal_mask, padding_mask
 from llama.block import Block
 from llama.cache import KVCache
 from llama.config import LlamaConfig
@@ -109,14 +109,17 @@ class Llama(nn.Module):
         Args:
             token_ids: (B, T) int64.
             positions: (T,) or (B, T) int64; by default counted from 0, or from where the cache ends.
-            documents: (B, T) int64; a token attends only to earlier tokens with its own id (packed rows, padding).
+            documents: (B, T) int64, packed rows: a token attends only to earlier tokens with its own id. A document's
+                tokens stand together; 0, padding, may stand on both sides, and what it computes is of no use. Best
+                left in the CPU's memory, whatever the model's device.
             cache: keys and values of earlier tokens; extended in place. Not to be combined with documents.
 
         Returns:
             (B, T, V) float32.
 
         Raises:
-            ValueError: token_ids is not (B, T), or documents and cache are both given.
+            ValueError: token_ids is not (B, T), documents are of another shape, combined with a cache, or come back
+                after another one.
         """
         return self.logits(self.hidden_states(token_ids, positions=positions, documents=documents, cache=cache))
 
@@ -139,9 +142,14 @@ class Llama(nn.Module):
             )
         if documents is not None and cache is not None:
             raise ValueError("documents and cache exclude each other: decode each document in a row of its own")
+        if documents is not None and documents.shape != token_ids.shape:
+            raise ValueError(
+                f"documents {tuple(documents.shape)}, token_ids {tuple(token_ids.shape)}: each token needs a document"
+            )
         if positions is None:
             positions = default_positions(token_ids, cache)
-        mask = attention_mask(token_ids.shape[1], documents, cache)
+        runs = None if documents is None else Documents.from_ids(documents, token_ids.device)
+        mask = attention_mask(token_ids.shape[1], runs, cache)
         rotation = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
 
         hidden = self.tok_embeddings(token_ids)  # (B, T, C)
@@ -152,7 +160,11 @@ class Llama(nn.Module):
         return self.norm(hidden)
 
     def _block_by_block(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | Documents | None,
+        cache: KVCache | None,
     ) -> Tensor:
         one_token = hidden.shape[:2] == (1, 1) and cache is not None and not torch.is_grad_enabled()
         for block in self.layers:
@@ -194,12 +206,10 @@ def default_positions(token_ids: Tensor, cache: KVCache | None) -> Tensor:
     return (positions - cache.padding[:, None]).clamp(min=0)  # (B, T)
 
 
-def attention_mask(n_tokens: int, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
-    """The mask for T new tokens; None where attention is plainly causal, which kernels know how to do fast."""
-    if documents is not None:
-        return document_mask(documents)
-    if cache is None:
-        return None
+def attention_mask(n_tokens: int, documents: Documents | None, cache: KVCache | None) -> Tensor | Documents | None:
+    """What T new tokens see, as `Attention` takes it; None where that is plainly causal, which is fastest."""
+    if documents is not None or cache is None:
+        return documents
     n_keys = cache.length + n_tokens
     if cache.padding is not None:
         return padding_mask(n_tokens, n_keys, cache.padding)

@@ -129,6 +129,50 @@ def test_gradient_checkpointing_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
 
 
+PACKED = torch.tensor([[0, 1, 1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 2, 3, 3, 3, 3, 3]])
+PLACES = torch.tensor([[0, 0, 1, 2, 3, 4, 0, 1, 2, 0], [0, 1, 2, 3, 0, 0, 1, 2, 3, 4]])
+
+
+def document_gradients(model: Llama, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Of a loss over all documents of two rows, padding left out."""
+    model.zero_grad()
+    model(ids, positions=PLACES, documents=PACKED)[PACKED != 0].square().sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_gradients_of_packed_documents_are_those_of_documents_alone(check_bound):
+    model, ids = make(SHAPES["grouped"]).train(), tokens(2, 10)
+    packed = document_gradients(model, ids)
+    model.zero_grad()
+    for row, numbers in zip(ids, PACKED, strict=True):
+        for number in range(1, 4):
+            if (numbers == number).any():
+                model(row[numbers == number][None]).square().sum().backward()
+    # Sums over 17 tokens in another order, through three blocks: some ten roundings of 2⁻²⁴ of the largest number.
+    for mine, parameter in zip(packed, model.parameters(), strict=True):
+        error = (mine - parameter.grad).abs().max() / parameter.grad.abs().max()
+        check_bound("llama: gradients of packed documents vs alone, relative", error, 1e-5)
+
+
+def test_documents_go_through_checkpointing_and_autocast():
+    model, ids = make(SHAPES["grouped"]).train(), tokens(2, 10)
+    plain = document_gradients(model, ids)
+    model.gradient_checkpointing = True
+    assert all(torch.equal(a, b) for a, b in zip(plain, document_gradients(model, ids), strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = document_gradients(model, ids)
+    for a, b in zip(plain, mixed, strict=True):  # three blocks of products of 8-bit significands
+        assert a.dtype == b.dtype and (a - b).norm() < 0.1 * a.norm()
+
+
+@torch.no_grad()
+def test_padding_stays_finite_and_unseen():
+    model, ids = make(SHAPES["grouped"]), tokens(2, 10)
+    other = ids.where(PACKED != 0, (ids + 1) % 61)
+    mine, theirs = (model(x, positions=PLACES, documents=PACKED) for x in (ids, other))
+    assert mine.isfinite().all() and torch.equal(mine[PACKED != 0], theirs[PACKED != 0])
+
+
 def test_tied_head_is_one_parameter():
     model = make(SHAPES["one key head, tied"])
     assert model.output.weight is model.tok_embeddings.weight
@@ -160,3 +204,7 @@ def test_wrong_inputs_are_refused():
     cache = KVCache(model.config, 1, 4, dtype=torch.float32, device="cpu")
     with pytest.raises(ValueError, match="exclude each other"):
         model(tokens(1, 3), documents=torch.ones(1, 3, dtype=torch.long), cache=cache)
+    with pytest.raises(ValueError, match="each token needs a document"):
+        model(tokens(1, 3), documents=torch.ones(1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="document 1 comes back in row 0"):
+        model(tokens(1, 3), documents=torch.tensor([[1, 2, 1]]))
