@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from native.adam import AdamTensors
 from optim8bit import Moments8bit, dequantize_blockwise
-from optim8bit.fast_step import Hyperparameters, Stages, plain_stages, step_8bit_
+from optim8bit.fast_step import scalars_at_step, step_
 
-CPU = torch.device("cpu")
 LR = 1e-3
 OPTIONS = {"lr": LR, "betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -24,13 +24,14 @@ def fast_step(
     weight_decay: float = 0.0,
     decoupled: bool = True,
     block_size: int = 256,
-    stages: Stages | None = None,
+    gradient_scale: float = 1.0,
 ) -> tuple[Tensor, Moments8bit]:
     """The in-place step on copies, with the reference's signature."""
     p, moments = p.clone(), Moments8bit(*(t.clone() for t in moments))
-    h = Hyperparameters.at_step(step, weight_decay=weight_decay, **OPTIONS)
-    stages = stages or plain_stages(CPU)
-    step_8bit_(p, grad, moments, h, decoupled=decoupled, block_size=block_size, stages=stages)
+    scalars = scalars_at_step(step, weight_decay=weight_decay, gradient_scale=gradient_scale, **OPTIONS)
+    m_codes, m_absmax, v_codes, v_absmax = moments
+    tensors = AdamTensors(p, grad.to(p.dtype), m_codes, v_codes, m_absmax, v_absmax)
+    step_([tensors], scalars, decoupled=decoupled, block_size=block_size)
     return p, moments
 
 

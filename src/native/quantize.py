@@ -85,8 +85,8 @@ def scale_product(
     if library is None:
         return False
     left, right = (torch.empty(0), torch.empty(0, 0)) if thin is None else thin
-    parts = (product, row_scale, column_scale, left, right.t())  # (o, N): front to back for each row of the product
-    parts = tuple(None if part is None else part.contiguous() for part in parts)
+    # `right` as (o, N): front to back for each row of the product
+    parts = [None if x is None else x.contiguous() for x in (product, row_scale, column_scale, left, right.t())]
     pointers = [0 if part is None else part.data_ptr() for part in parts]
     sizes = (*product.shape, out.dtype == torch.bfloat16, torch.get_num_threads())
     library.scale_product(*pointers, right.shape[1], out.data_ptr(), *sizes)

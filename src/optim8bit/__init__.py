@@ -3,7 +3,8 @@
 - `dynamic_map`: the 256 values of a code, signed and unsigned, and the nearest code to a number.
 - `blockwise`: tensor ↔ uint8 codes and one scale per block.
 - `step`: one step of Adam on such state: the formula, its reference, the guard against underflow.
-- `fast_step`: the same step in place, in chunks, compiled where that pays.
+- `fast_step`: the same step in place, for all parameters: in C, by Triton, or by PyTorch's operators.
+- `cuda`: the Triton kernel.
 - `adam`: `Adam8bit` and `AdamW8bit`, drop-in `torch.optim.Optimizer`s.
 """
 

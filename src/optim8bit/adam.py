@@ -9,20 +9,19 @@ Two moments of a parameter take 2 bytes and 2·4/256 for the scales instead of 8
 Adapters of a small model can all be under `min_8bit_size`: ask `state_bytes()` whether 8-bit state is really in use.
 """
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from native.adam import AdamTensors
 from optim8bit.blockwise import n_blocks
-from optim8bit.fast_step import Hyperparameters, adam_update_, compiled_stages, plain_stages, step_8bit_
+from optim8bit.fast_step import scalars_at_step, step_
 from optim8bit.step import Moments8bit
 
 MIN_8BIT_SIZE = 4096
-# Compiling takes 10 to 20 s on a CPU and saves about 4 ns an element and step on one core. From 16M elements on that is
-# 60 ms a step, repaid after 300 steps; the adapters and models below it are not worth the wait.
-COMPILE_FROM = 2**24
 
 # Names in `state` and in the state dict; those of float32 moments are torch's.
 _CODES = ("exp_avg_codes", "exp_avg_absmax", "exp_avg_sq_codes", "exp_avg_sq_absmax")
@@ -73,9 +72,6 @@ class Adam8bit(torch.optim.Optimizer):
         lr: η, a number or a tensor of one element.
         block_size: B, how many neighbours share a scale. 256; the paper has 2048.
         min_8bit_size: a tensor with fewer elements has float32 moments.
-        compiled: whether the step goes through torch.compile. None: yes from 16M elements of 8-bit state on. Either way
-            the moments are the same bit for bit (on a CPU; parameters to their last place, as the square root comes
-            from another library); without a C++ compiler the plain step runs, with one warning.
 
     Raises:
         ValueError: an option out of range; a complex parameter; in `step`, a sparse gradient; in `load_state_dict`,
@@ -89,8 +85,6 @@ class Adam8bit(torch.optim.Optimizer):
     (-0.1, StateBytes(in_8bit=8320, in_32bit=0))
     """
 
-    compiled: bool | None = None  # not an option of a group: a state dict must not decide how another machine computes
-
     def __init__(
         self,
         params: Any,
@@ -102,9 +96,7 @@ class Adam8bit(torch.optim.Optimizer):
         min_8bit_size: int = MIN_8BIT_SIZE,
         *,
         decoupled_weight_decay: bool = False,
-        compiled: bool | None = None,
     ) -> None:
-        self.compiled = compiled
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -127,21 +119,23 @@ class Adam8bit(torch.optim.Optimizer):
             raise
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, gradient_scale: float | Tensor = ...) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, gradient_scale: float | Tensor = ...) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; with a closure, evaluate it first and return its loss."""
+    def step(self, closure: Callable[[], float] | None = None, *, gradient_scale: float | Tensor = 1.0) -> float | None:
+        """Update every parameter that has a gradient; with a closure, evaluate it first and return its loss.
+
+        Args:
+            gradient_scale: what the gradients count times, such as clipping's min(1, c / ‖g‖): this saves the pass over
+                them that scaling them takes. A tensor of one element is not waited for.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        compiled = self.compiled
-        if compiled is None:
-            compiled = sum(p.numel() for group in self.param_groups for p in _in_8bit(group)) >= COMPILE_FROM
         for group in self.param_groups:
-            hyperparameters: dict[tuple[int, torch.device], Hyperparameters] = {}
+            together: dict[tuple[int, torch.device], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -151,10 +145,9 @@ class Adam8bit(torch.optim.Optimizer):
                     )
                 state = self.state[p] or self._fresh_state(p, group)
                 state["step"] += 1
-                key = (state["step"], p.device)
-                if key not in hyperparameters:
-                    hyperparameters[key] = _hyperparameters(group, *key)
-                self._update(p, p.grad, state, hyperparameters[key], group, compiled=compiled)
+                together[state["step"], p.device].append(p)
+            for (step, device), parameters in together.items():
+                self._update(parameters, step, device, group, gradient_scale)
         return loss
 
     def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -168,24 +161,19 @@ class Adam8bit(torch.optim.Optimizer):
 
     def _update(
         self,
-        p: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        h: Hyperparameters,
+        parameters: Sequence[Tensor],
+        step: int,
+        device: torch.device,
         group: dict[str, Any],
-        *,
-        compiled: bool,
+        gradient_scale: float | Tensor,
     ) -> None:
-        decoupled = group["decoupled_weight_decay"]
-        if _CODES[0] not in state:
-            adam_update_(p, grad, state["exp_avg"], state["exp_avg_sq"], h, decoupled=decoupled)
-            return
-        moments = Moments8bit(*(state[name] for name in _CODES))
-        stages = compiled_stages(p.device) if compiled else plain_stages(p.device)
-        weight = p.contiguous()
-        step_8bit_(weight, grad, moments, h, decoupled=decoupled, block_size=group["block_size"], stages=stages)
-        if weight is not p:  # p's strides are not those of its flat order
-            p.copy_(weight)
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        scalars = scalars_at_step(step, gradient_scale=gradient_scale, device=device, **options)
+        tensors = [_in_order(p, self.state[p]) for p in parameters]
+        step_(tensors, scalars, decoupled=group["decoupled_weight_decay"], block_size=group["block_size"])
+        for p, (weight, *_) in zip(parameters, tensors, strict=True):
+            if weight is not p:  # p's strides are not those of its flat order
+                p.copy_(weight)
 
     def state_bytes(self) -> StateBytes:
         """Bytes that the moments take now; a parameter that has not been stepped yet has none."""
@@ -218,20 +206,19 @@ class AdamW8bit(Adam8bit):
         weight_decay: float = 1e-2,
         block_size: int = 256,
         min_8bit_size: int = MIN_8BIT_SIZE,
-        *,
-        compiled: bool | None = None,
     ) -> None:
         options = (lr, betas, eps, weight_decay, block_size, min_8bit_size)
-        super().__init__(params, *options, decoupled_weight_decay=True, compiled=compiled)
+        super().__init__(params, *options, decoupled_weight_decay=True)
 
 
-def _in_8bit(group: dict[str, Any]) -> Iterable[Tensor]:
-    return (p for p in group["params"] if group["bits"] == 8 and p.numel() >= group["min_8bit_size"])
-
-
-def _hyperparameters(group: dict[str, Any], step: int, device: torch.device) -> Hyperparameters:
-    options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-    return Hyperparameters.at_step(step, lr=float(group["lr"]), device=device, **options)
+def _in_order(p: Tensor, state: dict[str, Any]) -> AdamTensors:
+    """A parameter, its gradient and its state, each in its flat order: copies where they are not."""
+    assert p.grad is not None
+    weight, gradient = p.contiguous(), p.grad.contiguous()
+    if _CODES[0] not in state:
+        return AdamTensors(weight, gradient, state["exp_avg"], state["exp_avg_sq"])
+    m_codes, m_absmax, v_codes, v_absmax = (state[name] for name in _CODES)
+    return AdamTensors(weight, gradient, m_codes, v_codes, m_absmax, v_absmax)
 
 
 def _restored(saved: dict[str, Any], p: Tensor, block_size: int, index: int) -> dict[str, Any]:

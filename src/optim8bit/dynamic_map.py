@@ -55,35 +55,62 @@ def cached_map(signed: bool, device: torch.device) -> Tensor:
     return torch.cat([negative, positive.new_zeros(1), positive, positive.new_ones(1)]).to(device)
 
 
-def code_boundaries(signed: bool) -> Tensor:
+def code_boundaries(signed: bool, keep_positive: bool = False) -> Tensor:
     """For each non-negative code but the last: the largest float32 that is nearest to it. Shape (128,) or (255,).
 
     A number halfway between two codes takes the one nearer zero, so that quantizing is an odd function.
+
+    Args:
+        keep_positive: no positive number becomes code 0, however small: the first boundary is 0 itself.
     """
     values = cached_map(signed, torch.device("cpu"))[SIGNED_ZERO if signed else 0 :].double()
     midpoints = (values[:-1] + values[1:]) / 2  # exact: the sum of two neighbours fits float64's 53 bits
     rounded = midpoints.float()
     below = torch.nextafter(rounded, torch.zeros_like(rounded))
-    return torch.where(rounded.double() > midpoints, below, rounded)
+    boundaries = torch.where(rounded.double() > midpoints, below, rounded)
+    if keep_positive:
+        boundaries[0] = 0.0
+    return boundaries
 
 
 @cache
 def carry_table(signed: bool, device: torch.device, keep_positive: bool = False) -> Tensor:
-    """What `nearest_code` looks up: (0x3F81,) int32, one entry for each upper half of the numbers in [0, 1].
-
-    Args:
-        keep_positive: no positive number becomes code 0, however small: the first boundary is 0 itself.
-    """
-    boundaries = code_boundaries(signed)
-    if keep_positive:
-        boundaries[0] = 0.0
-    steps = boundaries.view(torch.int32)
+    """What `nearest_code` looks up: (0x3F81,) int32, one entry for each upper half of the numbers in [0, 1]."""
+    steps = code_boundaries(signed, keep_positive).view(torch.int32)
     upper_halves = torch.arange(_ONE_UPPER_HALF + 1, dtype=torch.int32, device="cpu")
     first_code = torch.searchsorted(steps, upper_halves << 16).int()
     table = first_code << 16  # no step: adding a lower half never carries
     assert (steps >> 16).unique().numel() == steps.numel(), "two boundaries share an upper half"
     table[steps >> 16] += _LOWER_HALF - (steps & _LOWER_HALF)
     return table.to(device)
+
+
+@cache
+def two_lines(signed: bool) -> Tensor:
+    """The lines by which C guesses a code (native/adam.c): (2, 2, 16) float32, on the CPU.
+
+    Within decade i the codes above zero are evenly spaced: code k begins at the number u with f_i(u) = k,
+
+        f_i(u) = k_i + (u·10^(6−i) − 0.1)·n_i/0.9,    k_i = n_i (signed) or n_i − 1, the decade's first code.
+
+    These lines meet at the borders of decades and get flatter upwards, so the lowest of all of them holds everywhere,
+    except that just above a border, for a fifth of a code, the lower decade's last code is still the nearest. Hence
+    ⌊min_i f_i(u) − 1/4⌋ is the code or the one below.
+
+    The float32 numbers in [0, 1] with the same exponent but for its last bit span a factor of four, and so two decades
+    at most. Entry [j, 0, e] is the slope, [j, 1, e] the offset of the lower (j = 0) or upper decade's line, minus 1/4,
+    where e are the last four bits of the exponent without its last.
+    """
+    lines = torch.empty(2, 2, 16, dtype=torch.float64, device="cpu")
+    for e in range(16):
+        bottom = 2.0 ** (2 * e - 31)
+        for j, u in enumerate((bottom, 4 * bottom)):
+            i = max((i for i in range(1, N_DECADES) if u > 10.0 ** (i - N_DECADES)), default=0)
+            n_values = 2**i if signed else 2 ** (i + 1)
+            first = n_values if signed else n_values - 1
+            lines[j, 0, e] = 10.0 ** (N_DECADES - 1 - i) * n_values / 0.9
+            lines[j, 1, e] = first - n_values / 9 - 0.25
+    return lines.float()
 
 
 def nearest_code(unit: Tensor, table: Tensor, signed: bool) -> Tensor:

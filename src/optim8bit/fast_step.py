@@ -1,32 +1,36 @@
-"""The step of `optim8bit.step`, fast: in place, a chunk of whole blocks at a time, through torch.compile where it pays.
+"""The step of `optim8bit.step`, fast and in place, for all parameters at once. Three ways, one result:
 
-A step has two stages. The first decodes the moments, updates them and the parameter, and finds each block's new absmax;
-the second encodes the moments with it. Every rounding is the reference's, so the moments are the same bit for bit.
+- C (`native.adam`), on a CPU: float32 and bfloat16;
+- Triton (`optim8bit.cuda`), on a CUDA device: moments in 8 bits;
+- PyTorch's operators, for all else: a chunk of whole blocks of one parameter at a time.
+
+Every rounding is the reference's, so parameters and moments are the same bit for bit.
 
 Letters: N blocks (rows), B block size.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from native.adam import MAX_BLOCK, AdamTensors, adam_applies, adam_step
 from optim8bit.blockwise import n_blocks, safe_scale
-from optim8bit.dynamic_map import cached_map, carry_table, nearest_code
+from optim8bit.dynamic_map import N_CODES, cached_map, carry_table, code_boundaries, nearest_code, two_lines
 from optim8bit.step import GRADIENT_LIMIT, Moments8bit
 
-# Elements handled at a time. CPU: the half dozen float32 temporaries of a chunk stay in a core's second-level cache.
-# Elsewhere memory is not a cache but a budget (64 MiB a temporary), and launches are what costs.
-PLAIN_CHUNK = {"cpu": 2**16}
-COMPILED_CHUNK = {"cpu": 2**17}
-LARGE_CHUNK = 2**24
+# Elements that the operators handle at a time. CPU: the half dozen float32 temporaries of a chunk stay in a core's
+# second-level cache. Elsewhere memory is not a cache but a budget (64 MiB a temporary), and launches are what costs.
+CPU_CHUNK, CHUNK = 2**16, 2**24
 
 
-class Hyperparameters(NamedTuple):
-    """The step's scalars as 0-dimensional float32 tensors: a compiled step then need not know their values."""
+class Scalars(NamedTuple):
+    """The step's numbers as 0-dimensional float32 tensors, in the order that C and Triton read them in."""
 
     lr: Tensor
     beta1: Tensor
@@ -38,164 +42,146 @@ class Hyperparameters(NamedTuple):
     eps: Tensor
     weight_decay: Tensor
     shrink: Tensor  # 1 − η·λ, the factor of decoupled weight decay
+    gradient_scale: Tensor
+
+
+def scalars_at_step(
+    step: int,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    gradient_scale: float | Tensor = 1.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(11,) float32 on `device`, in the order of `Scalars`; each is computed in float64 and rounded once.
+
+    lr and gradient_scale may be tensors of one element: on `device`, the host does not wait for them.
+    """
+    beta1, beta2 = betas
+    eta = 0.0 if isinstance(lr, Tensor) else lr
+    scale = 1.0 if isinstance(gradient_scale, Tensor) else gradient_scale
+    corrections = (1 - beta1**step, 1 - beta2**step)
+    values = (eta, beta1, 1 - beta1, beta2, 1 - beta2, *corrections, eps, weight_decay, 1 - eta * weight_decay, scale)
+    scalars = torch.tensor(values, dtype=torch.float32, device="cpu")
+    if torch.device(device).type == "cuda":
+        scalars = scalars.pin_memory().to(device, non_blocking=True)
+    named = Scalars(*scalars.unbind())
+    if isinstance(lr, Tensor):
+        named.lr.copy_(lr.view(()))
+        named.shrink.copy_(1 - lr.view(()).double() * weight_decay)
+    if isinstance(gradient_scale, Tensor):
+        named.gradient_scale.copy_(gradient_scale.view(()))
+    return scalars
+
+
+class Codec(NamedTuple):
+    """What a moment's codes mean and how they are found, on one device."""
+
+    values: Tensor  # (256,) float32
+    carries: Tensor  # of `carry_table`
+    flat: Tensor  # (576,) float32, for C: values, largest number nearest to each, lines of the guess
 
     @classmethod
-    def at_step(
-        cls,
-        step: int,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        device: torch.device | str = "cpu",
-    ) -> "Hyperparameters":
-        beta1, beta2 = betas
-        corrections = (1 - beta1**step, 1 - beta2**step)
-        values = (lr, beta1, 1 - beta1, beta2, 1 - beta2, *corrections, eps, weight_decay, 1 - lr * weight_decay)
-        return cls(*torch.tensor(values, dtype=torch.float32, device=device).unbind())
-
-
-class Tables(NamedTuple):
-    """The look-up tables of both moments, on one device."""
-
-    m_decode: Tensor
-    m_encode: Tensor
-    v_decode: Tensor
-    v_encode: Tensor
-
-    @classmethod
-    def on(cls, device: torch.device) -> "Tables":
-        return cls(
-            m_decode=cached_map(signed=True, device=device),
-            m_encode=carry_table(signed=True, device=device),
-            v_decode=cached_map(signed=False, device=device),
-            v_encode=carry_table(signed=False, device=device, keep_positive=True),  # the guard
-        )
-
-
-def adam_update_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, h: Hyperparameters, *, decoupled: bool) -> None:
-    """Adam on float32 moments, in place on m, v and p (any floating dtype). Every rounding is the reference's."""
-    weight = p.float()  # p itself where it is float32
-    g = g.float()
-    if decoupled:
-        weight.mul_(h.shrink)
-    else:
-        g = g + weight * h.weight_decay
-    g = _contained(g)
-    m.mul_(h.beta1).add_(g * h.one_minus_beta1)
-    v.mul_(h.beta2).add_(g.square_().mul_(h.one_minus_beta2))
-    denominator = (v / h.correction2).sqrt_().add_(h.eps)
-    weight.sub_((m / h.correction1).div_(denominator).mul_(h.lr))
-    p.copy_(weight)
-
-
-def _contained(g: Tensor) -> Tensor:
-    """A copy of the gradient whose square is finite everywhere: non-finite values are 0."""
-    if torch.compiler.is_compiling():  # there nan_to_num is a scalar loop; outside, where is forty times slower
-        g = torch.where(g.abs() < torch.inf, g, 0.0)
-    else:
-        g = g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return g.clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-
-
-def _decode_and_update(
-    p: Tensor, g: Tensor, moments: Moments8bit, tables: Tables, h: Hyperparameters, *, decoupled: bool
-) -> tuple[Tensor, Tensor]:
-    """First stage, on rows (N, B): updates p and both absmax, returns the unquantized m and v."""
-    m = _decode(moments.m_codes, moments.m_absmax, tables.m_decode)
-    v = _decode(moments.v_codes, moments.v_absmax, tables.v_decode)
-    adam_update_(p, g, m, v, h, decoupled=decoupled)
-    moments.m_absmax.copy_(m.abs().amax(dim=1))
-    moments.v_absmax.copy_(v.amax(dim=1))
-    return m, v
-
-
-def _encode(m: Tensor, v: Tensor, moments: Moments8bit, tables: Tables) -> None:
-    """Second stage: m and v, divided by their block's new absmax, become codes."""
-    m_unit = m / safe_scale(moments.m_absmax).unsqueeze(1)
-    v_unit = v / safe_scale(moments.v_absmax).unsqueeze(1)
-    moments.m_codes.copy_(nearest_code(m_unit, tables.m_encode, signed=True))
-    moments.v_codes.copy_(nearest_code(v_unit, tables.v_encode, signed=False))
-
-
-def _decode(codes: Tensor, absmax: Tensor, table: Tensor) -> Tensor:
-    values = table.index_select(0, codes.flatten().int()).view(codes.shape)
-    return values.mul_(absmax.unsqueeze(1))
-
-
-class Stages(NamedTuple):
-    """The two stages of a step, and how many elements to give them at a time."""
-
-    decode_and_update: Callable[..., tuple[Tensor, Tensor]]
-    encode: Callable[..., None]
-    chunk: int
-
-
-def plain_stages(device: torch.device) -> Stages:
-    return Stages(_decode_and_update, _encode, PLAIN_CHUNK.get(device.type, LARGE_CHUNK))
+    def of(cls, *, signed: bool, device: torch.device) -> "Codec":
+        guard = not signed  # no positive second moment becomes code 0
+        boundaries = code_boundaries(signed, keep_positive=guard)
+        boundaries = F.pad(boundaries, (0, N_CODES - boundaries.numel()), value=torch.inf)
+        flat = torch.cat([cached_map(signed, torch.device("cpu")), boundaries, two_lines(signed).flatten()])
+        return cls(cached_map(signed, device), carry_table(signed, device, keep_positive=guard), flat)
 
 
 @cache
-def compiled_stages(device: torch.device) -> Stages:
-    """The same two functions through torch.compile; the plain ones, with one warning, where that does not work.
+def codecs(device: torch.device) -> tuple[Codec, Codec]:
+    """Those of the first and the second moment."""
+    return Codec.of(signed=True, device=device), Codec.of(signed=False, device=device)
 
-    Two stages over chunks that stay in cache, not one graph over everything: a block's codes need its absmax, which
-    needs all of its new moments, so these are written once and read once whatever the compiler does.
+
+def step_(parameters: Sequence[AdamTensors], scalars: Tensor, *, decoupled: bool, block_size: int) -> None:
+    """One step in place on parameters and moments of one device, at one step count.
+
+    Args:
+        parameters: weights and codes are contiguous; a gradient has its weight's shape.
+        scalars: from `scalars_at_step`, on the parameters' device.
     """
-    stages = Stages(
-        torch.compile(_decode_and_update, dynamic=True),
-        torch.compile(_encode, dynamic=True),
-        COMPILED_CHUNK.get(device.type, LARGE_CHUNK),
-    )
+    by_c, by_triton, by_operators = [], [], []
+    for tensors in parameters:
+        if adam_applies(tensors, block_size):
+            by_c.append(tensors)
+        elif tensors.weight.is_cuda and tensors.m_absmax is not None and block_size <= MAX_BLOCK and _cuda():
+            by_triton.append(tensors)
+        else:
+            by_operators.append(tensors)
+    if by_c:
+        m_codec, v_codec = codecs(scalars.device)
+        adam_step(by_c, scalars, m_codec.flat, v_codec.flat, block_size=block_size, decoupled=decoupled)
+    if by_triton and (cuda := _cuda()):
+        cuda.adam_8bit_step_(by_triton, scalars, *codecs(scalars.device), block_size=block_size, decoupled=decoupled)
+    for tensors in by_operators:
+        step_by_operators_(tensors, Scalars(*scalars.unbind()), decoupled=decoupled, block_size=block_size)
+
+
+@cache
+def _cuda() -> ModuleType | None:
+    """The Triton kernel's module, or None, with one warning, where Triton is not installed."""
     try:
-        p = torch.ones(2, 256, device=device)
-        hyperparameters = Hyperparameters.at_step(
-            1, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, device=device
-        )
-        moments = Moments8bit.zeros_like(p, 256)
-        step_8bit_(p, p.clone(), moments, hyperparameters, decoupled=True, block_size=256, stages=stages)
-    except Exception as error:  # whatever keeps a compiler from working here, the plain path does not need it
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"8-bit Adam runs uncompiled, which is slower: {type(error).__name__}: {reason}", stacklevel=2)
-        return plain_stages(device)
-    return stages
+        from optim8bit import cuda
+    except ImportError as error:
+        warnings.warn(f"8-bit Adam goes by operators on this device, which is slower: {error}", stacklevel=2)
+        return None
+    return cuda
 
 
-def step_8bit_(
-    p: Tensor,
-    grad: Tensor,
-    moments: Moments8bit,
-    h: Hyperparameters,
-    *,
-    decoupled: bool,
-    block_size: int,
-    stages: Stages,
-) -> None:
-    """One step in place on p and its moments, a chunk of whole blocks at a time; a shorter last block on its own.
-
-    p and the codes must be contiguous; grad has p's shape.
-    """
-    tables = Tables.on(p.device)
-    flat_p, flat_grad = p.view(-1), grad.reshape(-1)
-    flat = moments._replace(m_codes=moments.m_codes.view(-1), v_codes=moments.v_codes.view(-1))
-    chunk = max(stages.chunk // block_size, 1) * block_size
+def step_by_operators_(tensors: AdamTensors, s: Scalars, *, decoupled: bool, block_size: int) -> None:
+    """One parameter's step, a chunk of whole blocks at a time; a shorter last block on its own."""
+    p, grad, m_codes, v_codes, m_absmax, v_absmax = tensors
+    if m_absmax is None or v_absmax is None:
+        adam_update_(p, grad, m_codes, v_codes, s, decoupled=decoupled)
+        return
+    flat = [tensor.view(-1) for tensor in (p, grad.contiguous(), m_codes, v_codes)]
+    chunk = max((CPU_CHUNK if p.device.type == "cpu" else CHUNK) // block_size, 1) * block_size
     in_whole_blocks = p.numel() // block_size * block_size
-    starts = range(0, in_whole_blocks, chunk)
-    spans = [(start, min(start + chunk, in_whole_blocks), block_size) for start in starts]
+    spans = [(start, min(start + chunk, in_whole_blocks), block_size) for start in range(0, in_whole_blocks, chunk)]
     if in_whole_blocks < p.numel():
         spans.append((in_whole_blocks, p.numel(), p.numel() - in_whole_blocks))
-    plain = plain_stages(p.device)
     for start, end, width in spans:
         blocks = slice(start // block_size, n_blocks(end, block_size))
-        rows = Moments8bit(
-            flat.m_codes[start:end].view(-1, width),
-            flat.m_absmax[blocks],
-            flat.v_codes[start:end].view(-1, width),
-            flat.v_absmax[blocks],
-        )
-        # A single row would be compiled for its own: sizes 0 and 1 are never dynamic.
-        update, encode, _ = stages if end - start > width else plain
-        p_rows, grad_rows = flat_p[start:end].view(-1, width), flat_grad[start:end].view(-1, width)
-        m, v = update(p_rows, grad_rows, rows, tables, h, decoupled=decoupled)
-        encode(m, v, rows, tables)
+        rows = [tensor[start:end].view(-1, width) for tensor in flat]
+        moments = Moments8bit(rows[2], m_absmax[blocks], rows[3], v_absmax[blocks])
+        _step_rows_(rows[0], rows[1], moments, s, decoupled=decoupled)
+
+
+def _step_rows_(p: Tensor, grad: Tensor, moments: Moments8bit, s: Scalars, *, decoupled: bool) -> None:
+    """The step on rows (N, B) that are blocks."""
+    m_codec, v_codec = codecs(p.device)
+    m = _decode(moments.m_codes, moments.m_absmax, m_codec)
+    v = _decode(moments.v_codes, moments.v_absmax, v_codec)
+    adam_update_(p, grad, m, v, s, decoupled=decoupled)
+    torch.amax(m.abs(), 1, out=moments.m_absmax)
+    torch.amax(v, 1, out=moments.v_absmax)
+    m_unit = m.div_(safe_scale(moments.m_absmax).unsqueeze(1))
+    v_unit = v.div_(safe_scale(moments.v_absmax).unsqueeze(1))
+    moments.m_codes.copy_(nearest_code(m_unit, m_codec.carries, signed=True))
+    moments.v_codes.copy_(nearest_code(v_unit, v_codec.carries, signed=False))
+
+
+def adam_update_(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, s: Scalars, *, decoupled: bool) -> None:
+    """Adam on float32 moments, in place on m, v and p (any floating dtype)."""
+    weight = p.float()  # p itself where it is float32
+    g = grad.float() * s.gradient_scale
+    if decoupled:
+        weight.mul_(s.shrink)
+    else:
+        g.add_(weight * s.weight_decay)
+    g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+    m.mul_(s.beta1).add_(g * s.one_minus_beta1)
+    v.mul_(s.beta2).add_(g.square_().mul_(s.one_minus_beta2))
+    denominator = (v / s.correction2).double().sqrt_().float().add_(s.eps)  # the nearest float32, as in step.py
+    weight.sub_((m / s.correction1).div_(denominator).mul_(s.lr))
+    p.copy_(weight)
+
+
+def _decode(codes: Tensor, absmax: Tensor, codec: Codec) -> Tensor:
+    values = codec.values.index_select(0, codes.flatten().int()).view(codes.shape)
+    return values.mul_(absmax.unsqueeze(1))

@@ -61,6 +61,7 @@ def adam8bit_step_reference(
     decoupled: bool = True,
     block_size: int = 256,
     guard: bool = True,
+    gradient_scale: float = 1.0,
 ) -> tuple[Tensor, Moments8bit]:
     """The formula, line by line. Returns the new parameter, in p's dtype, and the new moments; changes nothing.
 
@@ -68,9 +69,10 @@ def adam8bit_step_reference(
         step: t, counted from 1.
         decoupled: weight decay shrinks p (AdamW) instead of adding λp to the gradient (L2).
         guard: False lets v underflow, as the plain quantizer does.
+        gradient_scale: a factor of the gradient, such as clipping's.
     """
     beta1, beta2 = betas
-    dtype, p, g = p.dtype, p.float(), grad.float()
+    dtype, p, g = p.dtype, p.float(), grad.float() * gradient_scale
     if decoupled:
         p = p * (1 - lr * weight_decay)
     else:
@@ -83,7 +85,8 @@ def adam8bit_step_reference(
     v = beta2 * v + (1 - beta2) * (g * g)
     m_hat = m / (1 - beta1**step)
     v_hat = v / (1 - beta2**step)
-    p = p - lr * (m_hat / (v_hat.sqrt() + eps))
+    root = v_hat.double().sqrt().float()  # rounded to the nearest: a vector library's may be off in the last place
+    p = p - lr * (m_hat / (root + eps))
 
     m_codes, m_absmax = quantize_blockwise_reference(m, signed=True, block_size=block_size)
     v_codes, v_absmax = quantize_blockwise_reference(v, signed=False, block_size=block_size)

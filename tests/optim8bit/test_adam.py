@@ -365,21 +365,38 @@ def test_a_nan_gradient_is_contained_in_8_and_32_bit_state() -> None:
         assert_same_state(first.state[p], second.state[q])
 
 
-def test_the_compiled_path_is_chosen_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    from optim8bit import adam
+def test_gradients_count_times_a_scale_and_stay_as_they_are() -> None:
+    for shape in ((64, 65), (10,)):
+        p, q = parameter(*shape), parameter(*shape)
+        p.grad = next(gradients(p.shape))
+        q.grad, before = p.grad * 0.3, p.grad.clone()
+        first, second = AdamW8bit([p]), AdamW8bit([q])
+        first.step(gradient_scale=torch.tensor(0.3))
+        second.step()
+        assert torch.equal(p, q) and torch.equal(p.grad, before)
+        assert_same_state(first.state[p], second.state[q])
 
-    chosen = []
-    monkeypatch.setattr(adam, "compiled_stages", lambda device: chosen.append(device) or adam.plain_stages(device))
-    p = parameter(64, 65)
-    p.grad = torch.ones_like(p)
-    for limit, compiled, expected in ((4161, None, 0), (4160, None, 1), (4161, True, 1), (4160, False, 0)):
-        monkeypatch.setattr(adam, "COMPILE_FROM", limit)
-        AdamW8bit([p], compiled=compiled).step()
-        assert len(chosen) == expected, (limit, compiled)
-        chosen.clear()
-    monkeypatch.setattr(adam, "COMPILE_FROM", 0)
-    copied = copy.deepcopy(AdamW8bit([p], min_8bit_size=5000))
-    copied.step()
+
+def test_many_parameters_of_different_dtypes_and_ages_step_together() -> None:
+    shapes = [(64, 65), (3,), (5000,), (64, 64), (0, 4), (70, 80)]
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+
+    def drawn() -> list[nn.Parameter]:
+        return [parameter(*shape, dtype=dtypes[i % 3]) for i, shape in enumerate(shapes)]
+
+    together, alone = drawn(), drawn()
+    optimizer, optimizers = AdamW8bit(together, lr=1e-2), [AdamW8bit([p], lr=1e-2) for p in alone]
+    for step in range(3):
+        for i, (p, q) in enumerate(zip(together, alone, strict=True)):
+            p.grad = next(gradients(p.shape, seed=step, dtype=p.dtype)) if step or i != 2 else None  # one begins later
+            q.grad = None if p.grad is None else p.grad.clone()
+        optimizer.step()
+        for each in optimizers:
+            each.step()
+    assert [optimizer.state[p]["step"] for p in together] == [3, 3, 2, 3, 3, 3]
+    for p, q, each in zip(together, alone, optimizers, strict=True):
+        assert torch.equal(p, q)
+        assert_same_state(optimizer.state[p], each.state[q])
 
 
 def test_errors_name_the_value_and_the_remedy() -> None:

@@ -12,6 +12,7 @@ from optim8bit.dynamic_map import (
     dynamic_map,
     nearest_code,
     nearest_code_reference,
+    two_lines,
 )
 
 CPU = torch.device("cpu")
@@ -129,3 +130,18 @@ def test_the_guarded_table_keeps_every_positive_number() -> None:
     assert encode(unit, signed=False).tolist() == [0, 0, 0, 0, 0, 1]
     above = torch.cat([floats_around(code_boundaries(False)[1:], ulps=8), torch.tensor([1.0])])
     assert torch.equal(nearest_code(above, table, signed=False), encode(above, signed=False))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_two_lines_guess_the_code_or_the_one_below(signed: bool) -> None:
+    """The guess rises with the number, so both ends of every code's interval and of the lines' ranges suffice."""
+    boundaries = code_boundaries(signed)
+    ranges = 4.0 ** -torch.arange(16)
+    units = torch.cat([boundaries, ranges, torch.tensor([0.0, 1.0])])
+    units = torch.cat([units, torch.nextafter(units, torch.ones(())), torch.nextafter(units, torch.zeros(()))])
+    exponents = units.clamp(min=2.0**-30).view(torch.int32) >> 24 & 15
+    lines = two_lines(signed)[:, :, exponents]  # (line, slope and offset, unit)
+    guess = (units * lines[:, 0] + lines[:, 1]).amin(0).int()
+    code = torch.searchsorted(boundaries, units)  # how many boundaries lie below
+    assert ((guess == code) | (guess == code - 1)).all()
+    assert guess.min() == 0 and guess.max() < boundaries.numel()  # it is an index of the boundaries
