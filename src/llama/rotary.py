@@ -11,8 +11,13 @@ match. In memory this project keeps the paper's layout, which is also Meta's; `h
 Letters: B batch, T positions, H heads, D head size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from native import elementwise
 
 
 def rotary_frequencies(head_dim: int, theta: float, device: torch.device | str | None = None) -> Tensor:
@@ -54,8 +59,17 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
     return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
 
 
+def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` by PyTorch's operators. Arguments and result as there."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2) each
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return turned.flatten(-2).type_as(x)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """R^d_{Θ,m} x for every position and head: the sparse product of RoFormer's eq. 34.
+    """R^d_{Θ,m} x for every position and head: the sparse product of RoFormer's eq. 34. Differentiable in x.
+
+    A gradient is turned back, R^d_{Θ,m}ᵀ = R^d_{Θ,−m}: nothing but the table is kept for it.
 
     Args:
         x: (B, T, H, D) queries or keys.
@@ -64,9 +78,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (B, T, H, D) in x's dtype, computed in float32.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2) each
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return turned.flatten(-2).type_as(x)
+    if torch.compiler.is_compiling():
+        return rotate_plain(x, cos, sin)  # to be fused
+    return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        fast = elementwise.rotate_pairs(x, cos, sin, sign=1)
+        return rotate_plain(x, cos, sin) if fast is None else fast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        fast = elementwise.rotate_pairs(dy, cos, sin, sign=-1)
+        return rotate_plain(dy, cos, -sin) if fast is None else fast, None, None
 
 
 def hf_row_order(n_heads: int, head_dim: int) -> Tensor:

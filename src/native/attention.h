@@ -77,18 +77,7 @@ static inline float largest_of(lanes x) {
 }
 
 static inline lanes exponentials(lanes x) {
-    for (int l = 0; l < LANES; l++) {
-        float y = x[l] < -87 ? -87 : x[l] > 88 ? 88 : x[l];
-        float shifted = y * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* 1.5 * 2^23: rounds to whole */
-        float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-        float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
-        int32_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        uint32_t power = (uint32_t)(bits + 127) << 23; /* the lowest bits of `shifted` are n */
-        float factor;
-        memcpy(&factor, &power, sizeof factor);
-        x[l] = x[l] < -87 ? 0 : p * factor;
-    }
+    for (int l = 0; l < LANES; l++) x[l] = x[l] < -87 ? 0 : exponential(x[l]);
     return x;
 }
 #endif

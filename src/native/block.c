@@ -6,21 +6,6 @@
 
 #include "rows.h"
 
-/* exp(x), within 2^-22 of it, in a form that the compiler can apply to many numbers at once: with x = n ln 2 + r and
- * n whole, exp(x) = 2^n exp(r), |r| <= ln 2 / 2, and the sixth-order polynomial for the second factor. */
-static inline float exponential(float x) {
-    x = x < -87 ? -87 : x > 88 ? 88 : x; /* NaN stays */
-    float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;                     /* ln 2 = 0.693359375 - 2.12194440e-4, as Cephes splits it: n times the first is exact */
-    float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720.0f)))));
-    int32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    uint32_t power = (uint32_t)(bits + 127) << 23; /* the lowest bits of `shifted` are n */
-    float factor;
-    memcpy(&factor, &power, sizeof factor);
-    return p * factor;
-}
-
 struct block {
     const uint16_t *attention_gain, *ffn_gain;
     struct matrix wq, wk, wv, wo, w1, w2, w3;

@@ -7,20 +7,6 @@
 
 enum { BLOCK = 512 }; /* terms added in float32; beyond, the many small ones would drown in the sum of those before */
 
-/* exp(x), within 2^-22 of it, as in block.c */
-static inline float exponential(float x) {
-    x = x < -87 ? -87 : x > 88 ? 88 : x; /* NaN stays */
-    float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720.0f)))));
-    int32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    uint32_t power = (uint32_t)(bits + 127) << 23;
-    float factor;
-    memcpy(&factor, &power, sizeof factor);
-    return p * factor;
-}
-
 /* One row z (V): returns log(sum exp z) - z[target]. If asked, z becomes scale * (softmax(z) - onehot(target)). */
 static inline float row_loss(void *restrict z, int64_t target, int64_t V, float scale, int gradient, int bf16) {
     float wide[V], largest = -INFINITY;

@@ -1,6 +1,6 @@
 """C files as a library of functions, compiled for this very processor the first time it is asked for.
 
-The compiler takes a fraction of a second, and the result is kept in the user's cache under a name made of everything it
+The compiler takes about a second for each, and the result is kept in the user's cache under a name made of everything it
 depends on: the source, the flags, the compiler, the processor. Without a compiler there is no library, and the callers
 go another way.
 

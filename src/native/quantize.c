@@ -146,7 +146,9 @@ void scale_product(const int32_t *product, const float *row_scale, const float *
                     scale_part(product + at, scale, row_scale[m], left + m * n_inner, right + first, n_inner, N, row, WIDTH);
                 else
                     scale_part(product + at, scale, row_scale[m], left + m * n_inner, right + first, n_inner, N, row, width);
-                for (int64_t n = 0; n < width; n++) store(y, at + n, row[n], bf16);
+                if (bf16)
+                    for (int64_t n = 0; n < width; n++) ((uint16_t *)y)[at + n] = narrow(row[n]);
+                else memcpy((float *)y + at, row, width * sizeof *row);
             }
 }
 

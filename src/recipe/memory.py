@@ -3,9 +3,10 @@
 Weights, gradients and optimizer state are counted from the tensors themselves. The activations that a block keeps for
 its backward pass are counted from its code, per token, with w bytes per element (2 in bf16, 4 in float32):
 
-    frozen base     2·(4C + 4)  +  w·(2C + 2·G·D)  +  4H  +  3·w·F
-                    RMSNorm: float32 input and 1/RMS; attention: q, k, v, output, log-sum-exp; SwiGLU: gate, SiLU, up
-    trained base    + 4·w·C + w·F       the inputs of every product and of both gains (bf16-mixed: 2·4·C + 5·w·C + w·F)
+    frozen base     2·s·C  +  w·(2C + 2·G·D)  +  4H  +  2·w·F
+                    RMSNorm: its input, s = w bytes each (4 in bf16-mixed); attention: q, k, v, output, log-sum-exp;
+                    SwiGLU: gate, up
+    trained base    + 2·w·C + w·F       the inputs of every product (bf16-mixed: 5·w·C + w·F)
     an adapter      + w·(r + in), inputs shared
 
 Letters: C model width, H heads, G key/value heads, D head size, F hidden size, V vocabulary, r rank.
@@ -25,6 +26,9 @@ from recipe.assemble import prepare_for_training, storage_dtype
 from recipe.config import OptimSection, RunConfig
 
 FLOAT32 = 4
+
+CHUNK_LOGITS = 2**24
+"""As in `training.loss`, which stands a floor above."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
     int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
     width = product_width(config)
     tokens = config.train.micro_batch_size * config.data.max_length
-    logit_bytes = 2 * FLOAT32 + (width if width < FLOAT32 else 0)  # logits and their gradient, and a 16-bit copy
+    # Of one chunk: the gradient takes the logits' place; without C, 16-bit ones get a float32 copy besides.
+    logit_bytes = FLOAT32 + (width if width < FLOAT32 else 0)
+    chunk = max(CHUNK_LOGITS, model.config.vocab_size)
     return MemoryPlan(
         int8_weights=sum(m.weight_codes.numel() + FLOAT32 * m.weight_absmax.numel() for m in int8),
         frozen_weights=_bytes(frozen),
@@ -92,7 +98,7 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         gradients=_bytes(trainable),
         optimizer=optimizer_bytes(model, config.optim),
         activations=tokens * activation_bytes_per_token(model, config),
-        logits=tokens * model.config.vocab_size * logit_bytes,
+        logits=min(tokens * model.config.vocab_size, chunk) * logit_bytes,
         # a slice of int8 weight decoded in the backward pass; autocast's 16-bit copies of all masters
         scratch=max((min(m.weight_codes.numel(), DECODE_ELEMENTS) * width for m in int8), default=0)
         + (config.train.precision == "bf16-mixed") * _bytes(trainable) // 2,
@@ -119,8 +125,8 @@ def product_width(config: RunConfig) -> int:
 def adapter_activations(block: nn.Module) -> dict[str, int]:
     """Elements that the adapters of a block keep per token, by input.
 
-    Adapters of the same input share it, and `wo`'s is the attention's output, which is kept anyway. Dropout keeps nothing
-    of its own: its mask is computed again.
+    Adapters of the same input share it, and `wo`'s is the attention's output, which is kept anyway. Dropout keeps
+    nothing of its own: its mask is computed again.
     """
     shared_input = {"wq": "attention", "wk": "attention", "wv": "attention", "w1": "feed-forward", "w3": "feed-forward"}
     kept: dict[str, int] = {}
@@ -143,14 +149,14 @@ def block_activation_bytes(shape: LlamaConfig, *, width: int, stream: int, train
         trainable: whether the block's own weights are trained.
     """
     dim, hidden = shape.dim, shape.hidden_dim
-    norms = 2 * (FLOAT32 * dim + FLOAT32)
+    norms = 2 * stream * dim
     attention = width * (2 * dim + 2 * shape.n_kv_heads * shape.head_dim) + FLOAT32 * shape.n_heads
-    swiglu = 3 * width * hidden
+    swiglu = 2 * width * hidden
     if not trainable:
         return norms + attention + swiglu
     # q, k, v share their input and gate, up theirs; autocast casts it anew for each of the five
     inputs = 2 if stream == width else 5
-    return norms + attention + swiglu + (2 * stream + inputs * width) * dim + width * hidden
+    return norms + attention + swiglu + inputs * width * dim + width * hidden
 
 
 def optimizer_bytes(model: nn.Module, settings: OptimSection) -> int:

@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.llama import rotary_matrix
 
-from llama.rotary import hf_row_order, rotary_frequencies, rotary_matrix_reference, rotary_table, rotate
+from llama.rotary import (
+    hf_row_order,
+    rotary_frequencies,
+    rotary_matrix_reference,
+    rotary_table,
+    rotate,
+    rotate_plain,
+)
+from native import elementwise
 
 THETA = 10_000.0
 positions = st.integers(0, 2048)
@@ -45,6 +53,7 @@ def test_hand_numbers():
     assert torch.allclose(turn(quarter, 1), torch.tensor([[0.5403023, 0.8414710]]))  # cos 1, sin 1
 
 
+@settings(deadline=None)  # the first call may compile C
 @given(m=positions, n=positions, shift=st.integers(0, 500))
 def test_scores_depend_on_distance_only(m, n, shift):
     q, k = random(1, 16, seed=1), random(1, 16, seed=2)
@@ -53,6 +62,7 @@ def test_scores_depend_on_distance_only(m, n, shift):
     assert torch.allclose(near, far, atol=16 * 9 * 2600 * 2**-24)  # 16 products below 9, angles up to 2548 rad
 
 
+@settings(deadline=None)  # the first call may compile C
 @given(m=st.integers(0, 1000), n=st.integers(0, 1000))
 def test_rotations_compose_and_keep_length(m, n):
     x = random(1, 16, seed=3)
@@ -99,3 +109,23 @@ def test_angles_stay_float32_for_bf16_inputs():
     expected = rotate(x.float(), *rotary_table(torch.tensor([2047]), 8, THETA))
     assert rotated.dtype == torch.bfloat16
     assert torch.equal(rotated, expected.bfloat16())
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gradient_is_turned_back_and_nothing_kept_for_it(dtype, compiler, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr(elementwise, "_library", lambda: None)
+    x, dy = (random(2, 5, 3, 8, seed=seed).to(dtype) for seed in range(2))
+    table, kept = rotary_table(torch.tensor([3, 0, 500, 2, 9]), 8, THETA), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        rotated = rotate(x.requires_grad_(), *table)
+    rotated.backward(dy)
+    assert list(map(id, kept)) == list(map(id, table))
+    (expected,) = torch.autograd.grad(rotate_plain(x, *table), x, dy)
+    assert torch.equal(rotated, rotate_plain(x, *table)) and torch.equal(x.grad, expected)
+
+
+def test_it_can_be_traced():
+    x, table = random(2, 3, 4, 8), rotary_table(torch.arange(3), 8, THETA)
+    assert torch.allclose(torch.compile(rotate, backend="eager", fullgraph=True)(x, *table), rotate(x, *table))

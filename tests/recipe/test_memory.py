@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+import recipe.memory
+import training.loss
+from int8 import convert_to_int8
 from llama import Llama, LlamaConfig
 from llama.rotary import rotary_table
 from recipe import RunConfig, count_parameters, meta_model, predict_memory, prepare_for_training
@@ -22,7 +25,7 @@ def config(method: str, precision: str, **train) -> RunConfig:
 def saved_bytes(model: Llama, *, mixed: bool) -> int:
     """Bytes of the distinct storages that one block keeps for its backward pass, weights and rotations not counted."""
     rotation = rotary_table(torch.arange(45), SHAPE.head_dim, SHAPE.rope_theta)
-    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *rotation]}
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *rotation]}
     weight_sizes = {p.numel() for p in model.parameters() if p.ndim == 2}  # adapters are cast to 16 bits
     kept: dict[int, torch.Tensor] = {}
 
@@ -46,16 +49,22 @@ RUNS = [("full", precision, 0.0, FEW) for precision in ("float32", "bf16", "bf16
     for dropout in (0.0, 0.1)
     for targets in (FEW, MANY)
 ]
+RUNS += [("lora-8bit", precision, 0.1, targets) for precision in ("float32", "bf16") for targets in (FEW, MANY)]
 
 
 @pytest.mark.parametrize(("method", "precision", "dropout", "targets"), RUNS)
 def test_activations_are_what_autograd_keeps(check_bound, method, precision, dropout, targets):
     run = config(method, precision, dropout=dropout, targets=targets)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = prepare_for_training(Llama(SHAPE).init_weights().to(dtype), run)
+    model = Llama(SHAPE).init_weights().to(dtype)
+    model = prepare_for_training(convert_to_int8(model) if method == "lora-8bit" else model, run)
     predicted = TOKENS * activation_bytes_per_token(model, run)
     measured = saved_bytes(model, mixed=precision == "bf16-mixed")
     check_bound(f"memory: activations, {method}, {precision}, dropout {dropout}", abs(predicted / measured - 1), 0.0)
+
+
+def test_the_loss_goes_through_the_head_in_the_chunks_that_are_counted():
+    assert recipe.memory.CHUNK_LOGITS == training.loss.CHUNK_LOGITS
 
 
 def test_checkpointing_keeps_one_stream_per_block_and_one_block():
