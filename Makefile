@@ -7,7 +7,7 @@ EXTRAS ?= test,viz
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format miniature screenshot clean
+.PHONY: help demo test lint format bench miniature screenshot clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -31,6 +31,9 @@ lint: $(STAMP)  ## Lint, format check and types
 format: $(STAMP)  ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Time 8-bit training beside peers and limits, 20 minutes (EXTRAS=test,viz,parity; REAL_DATA=DIR)
+	$(BIN)/python benchmarks/bench.py $(if $(REAL_DATA),--real-data $(REAL_DATA))
 
 demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine it, ask it three questions
 	@$(BIN)/python evaluate.py --out runs/demo/exam-before.json

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from int8 import THRESHOLD, Int8Linear, outlier_columns
-from llama import KVCache, generate, load_checkpoint, save_checkpoint
+from llama import KVCache, Llama, generate, load_checkpoint, save_checkpoint
 from native import advise_huge_pages
 
 DTYPE = torch.bfloat16
@@ -124,15 +124,19 @@ def write_variants(base: Path, scratch: Path) -> dict[int, Path]:
     """Number of outlier channels -> a folder with that variant of the checkpoint; 2.2 GB each at 1.1B parameters."""
     folders = {n: scratch / f"{n}-outliers" for n in OUTLIERS}
     for n, folder in folders.items():
-        model = load_checkpoint(base, dtype=DTYPE, progress=False)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name.endswith(("attention_norm.weight", "ffn_norm.weight")):
-                    weight[torch.arange(n) * len(weight) // max(1, n)] *= OUTLIER_GAIN
-                elif name.endswith("w3.weight"):
-                    weight.mul_(UP_SCALE)
-        save_checkpoint(model, folder)
+        save_checkpoint(raise_outliers(load_checkpoint(base, dtype=DTYPE, progress=False), n), folder)
     return folders
+
+
+@torch.no_grad()
+def raise_outliers(model: Llama, n: int) -> Llama:
+    """Give the model n outlier channels, and none beside them, as this module's first lines say; changed in place."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith(("attention_norm.weight", "ffn_norm.weight")):
+            tensor[torch.arange(n) * len(tensor) // max(1, n)] *= OUTLIER_GAIN
+        elif name.endswith(("w3.weight", "w3.weight_absmax")):  # of a model in int8, the scales
+            tensor.mul_(UP_SCALE)
+    return model
 
 
 def line_up(folders: dict[int, Path], device: torch.device, *, skip_peers: bool) -> dict[str, Contender]:
