@@ -24,9 +24,10 @@ import torch
 import tyro
 
 from data import Batch, Example, collate
-from int8 import integer_backend
+from int8 import product_backend
 from llama import Llama, Tokenizer, generate
 from lora import trainable_summary
+from native import c_backend
 from recipe import (
     RunConfig,
     RunData,
@@ -227,7 +228,9 @@ def print_start(config: RunConfig, data: RunData, model: Llama, n_steps: int, de
     """What is about to happen, and by which means."""
     print(f"{config.train.method} on {config.model.base or 'random weights'}, {config.train.precision}, {device}")
     if config.train.method == "lora-8bit":
-        print(f"int8 products by {integer_backend(device)}")
+        print(f"int8 products by {product_backend(device)}, gradients {config.int8.backward}")
+    if device.type == "cpu":
+        print(f"attention, norms, dropout, loss and 8-bit Adam by {c_backend()}")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     summary = f"{trainable:,} trainable parameters" if config.train.method == "full" else trainable_summary(model)
     print(f"{summary}; {n_steps:,} steps of {config.train.batch_size} rows")

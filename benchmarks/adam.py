@@ -11,22 +11,24 @@ Before anything is timed, every contender takes ten steps from the same start, a
 those of float32 AdamW is compared with the way these have gone. The contenders then update the same weights in turns.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import tyro
-from harness import interleaved, medians, record
+from harness import interleaved, medians, record, relative_error
+from optimizer_state import adapter_shapes, state_bytes
 from peers import result_name
-from torch import Tensor, nn
+from torch import nn
 
+from llama import LlamaConfig
 from optim8bit import AdamW8bit
 from recipe import plain_errors
 
 CLAIM = "a step of 8-bit AdamW: at least 8 × faster than the better 8-bit peer, within 2 × of fused 32-bit AdamW"
 OURS, FUSED = "ours, 8 bits", "torch fused, 32 bits"
 PARITY_STEPS, PARITY = 10, 0.05  # of the way: moments in 8 bits are off by 1.5 % on average
-RANK, WIDTH, INNER, BLOCKS = 8, 4096, 11008, 32  # of a 7B
 LR = 1e-4
 
 Parameters = Sequence[nn.Parameter]
@@ -60,7 +62,8 @@ def run(options: Options) -> None:
     if failed := [name for name, error in errors.items() if error > PARITY]:
         raise ValueError(f"off by more than {PARITY} of the way from float32 AdamW: {failed}; nothing was timed")
     rows = []
-    cases = {f"one of {options.size / 1e6:.0f}M": [(options.size,)], "448 of an adapter": adapter_shapes()}
+    adapter = adapter_shapes(LlamaConfig.named("7B"))
+    cases = {f"one of {options.size / 1e6:.0f}M": [(options.size,)], f"{len(adapter)} of an adapter": adapter}
     for case, shapes in cases.items():
         parameters = drawn(shapes, device)
         optimizers = {name: make(parameters) for name, make in makers.items()}
@@ -82,10 +85,9 @@ def run(options: Options) -> None:
                     "distance from float32 AdamW / way": errors[name],
                 }
             )
-    adapter = sum(torch.Size(shape).numel() for shape in adapter_shapes())
     notes = [
         f"{options.repeats} steps of each, in turns; float32 weights and gradients",
-        f"{adapter:,} parameters in the adapter",
+        f"{sum(map(math.prod, adapter)):,} parameters in the adapter",
     ]
     record(result_name("adam", device, options.skip_peers), rows, claim=CLAIM, notes=notes)
 
@@ -104,12 +106,6 @@ def contenders(*, skip_peers: bool) -> dict[str, MakeOptimizer]:
         makers["bitsandbytes, 8 bits"] = lambda parameters: Bitsandbytes(parameters, lr=LR, weight_decay=0.01)
         makers["torchao, 8 bits"] = lambda parameters: Torchao(parameters, lr=LR, weight_decay=0.01)
     return makers
-
-
-def adapter_shapes() -> list[tuple[int, int]]:
-    """Those of A and B for q, k, v, o, gate, up and down in every block."""
-    sizes = [(WIDTH, WIDTH)] * 4 + [(WIDTH, INNER)] * 2 + [(INNER, WIDTH)]
-    return [shape for inputs, outputs in sizes * BLOCKS for shape in ((RANK, inputs), (outputs, RANK))]
 
 
 def drawn(shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[nn.Parameter]:
@@ -144,20 +140,7 @@ def parity_error(make: MakeOptimizer, device: torch.device) -> float:
         reference[0].grad, theirs[0].grad = gradient, gradient.clone()
         exact.step()
         optimizer.step()
-    distance, way = theirs[0] - reference[0], reference[0] - start[0]
-    return (distance.norm() / way.norm()).item()
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Of all tensors in an optimizer's state; a table that all parameters share counts once."""
-    tensors: dict[int, int] = {}
-    for state in optimizer.state.values():
-        for value in filter(torch.is_tensor, state.values()):
-            parts = [value]
-            if type(value) is not Tensor:  # torchao's, made of several
-                parts = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
-            tensors |= {part.data_ptr(): part.nbytes for part in parts}
-    return sum(tensors.values())
+    return relative_error(theirs[0] - start[0], reference[0] - start[0])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, the machine's name and its memory bandwidth, and where results go.
+"""What every benchmark shares: interleaved timing, errors, the machine's name and bandwidth, and where results go.
 
 A figure is a ratio against a peer or a physical limit measured in the same run. Repeats are interleaved (a, b, a, b),
 so that a noisy minute falls on all of them, and medians are compared.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from native import advise_huge_pages
 
@@ -42,6 +43,12 @@ def interleaved(works: Mapping[str, Callable[[], object]], repeats: int = 7) -> 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The median of each work's repeats."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """‖found − exact‖ / ‖exact‖, in float32."""
+    found, exact = found.float(), exact.float()
+    return ((found - exact).norm() / exact.norm()).item()
 
 
 def bandwidth_probe(n_bytes: int = 2 * 10**9) -> Callable[[], object]:
@@ -87,7 +94,7 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], *, claim: str, notes: S
     (console if console.is_terminal else Console(width=160)).print(table)
     for note in notes:
         print(f"note: {note}")
-    words = ["DIR" if os.path.isabs(word) else word for word in sys.argv[1:]]  # where things lay is nobody's business
+    words = ["DIR" if os.path.isabs(word) else word for word in sys.argv[1:]]  # results name no place on this machine
     command = " ".join(["python", os.path.relpath(sys.argv[0]), *words])
     content = {"claim": claim, "command": command, "machine": machine(), "rows": list(rows), "notes": list(notes)}
     RESULTS.mkdir(exist_ok=True)

@@ -4,11 +4,12 @@
 
 The codes are drawn at random as what they are, int8: 7 GB, and no 16-bit weight ever. One step reads a row of 512
 tokens packed with documents as long as Medical Meadow's, with q and v adapted, backward "fast", with activations kept
-and with checkpointing. The hours of an epoch are those of as many such rows as `recipe` plans for the real data set:
-DIR holds `medical_meadow/medical_meadow_small.json` and `llama-tokenizer/`.
+and with checkpointing. The hours of an epoch are those that the real data set's tokens take at the step's tokens per
+second: DIR holds `medical_meadow/medical_meadow_small.json` and `llama-tokenizer/`.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def run(options: Options) -> None:
     torch.manual_seed(0)
     config = LlamaConfig.named(options.shape)
     config = replace(config, n_layers=options.layers or config.n_layers)
-    epoch = None if options.real_data is None else rows_of_an_epoch(options.real_data)
+    epoch = None if options.real_data is None else plan_epoch(options.real_data)
     model = add_lora(random_int8_model(config, options.backward), LORA).train()
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     batch = collate([documents(MEADOW_512, config.vocab_size)], pad_id=0)
@@ -74,12 +75,15 @@ def run(options: Options) -> None:
 
     def step(way: str) -> None:
         model.gradient_checkpointing = CHECKPOINTING[way]
-        restart_peak()
         losses[way].append(optimizer_step(model, optimizer, [batch], clip=CLIP).loss)
-        peaks[way] = max(peaks[way], peak_gb(os.getpid()))
+        peaks[way] = max(peaks[way], peak_gb(os.getpid()) - products.operand_bytes / 1e9)  # those lie here beside it
 
-    steps = {way: partial(step, way) for way in CHECKPOINTING}
-    measured = medians(interleaved(steps | products.works(), options.repeats))
+    works: dict[str, Callable[[], None]] = {}
+    for way in CHECKPOINTING:  # each right after its peak starts anew, which is timed under a name nobody looks up
+        works |= {f"{way}, before": restart_peak, way: partial(step, way)}
+    for width, work in products.works().items():  # twice, since operands that lay idle come slowly at first
+        works |= {f"{width}, waking": work, width: work}
+    measured = medians(interleaved(works, options.repeats))
     limit = products.least_seconds("int8", "int8" if options.backward == "fast" else "bf16", measured)
     rows = []
     for way in CHECKPOINTING:
@@ -95,19 +99,22 @@ def run(options: Options) -> None:
                 "peak GB": peaks[way],
                 "limit, seconds": limit,
                 "of the limit": limit / seconds,
-                "hours per epoch": None if epoch is None else epoch * seconds / 3600,
+                "hours per epoch": None if epoch is None else epoch.tokens / (batch.n_tokens / seconds) / 3600,
                 "losses": " ".join(f"{loss:.2f}" for loss in losses[way]),
             }
         )
     notes = [
         f"{batch.n_tokens} tokens in {len(MEADOW_512)} documents, {batch.n_supervised} supervised; {options.repeats} "
         f"repeats, in turns; {OUTLIER_CHANNELS} outlier channels",
-        "peak GB: resident memory, interpreter and libraries included",
+        "peak GB: resident memory of a step, interpreter and libraries included",
         "limit: the products of a step without checkpointing, whose backward pass repeats the forward one",
         f"16-bit weights alone would take {2 * count_weights(model) / 1e9:.1f} GB",
     ]
     if epoch is not None:
-        notes.append(f"an epoch of medical_meadow_small.json, packed to 512: {epoch:,} such rows, an update after each")
+        notes.append(
+            f"an epoch of medical_meadow_small.json: {epoch.tokens:,} tokens in {epoch.rows:,} packed rows of 512, "
+            "an update after each"
+        )
     name = "large-step" if not options.layers else f"large-step-{options.layers}-layers"
     record(name, rows, claim=CLAIM, notes=notes)
 
@@ -137,8 +144,16 @@ def random_int8_linear(linear: nn.Linear, backward: Literal["exact", "fast"]) ->
     return layer
 
 
-def rows_of_an_epoch(real_data: Path) -> int:
-    """How many rows of 512 tokens the real data set packs into."""
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the real data set reads: its tokens, in so many rows of at most 512."""
+
+    tokens: int
+    rows: int
+
+
+def plan_epoch(real_data: Path) -> Epoch:
+    """As `recipe` plans it for training."""
     config = RunConfig(
         model=ModelSection(tokenizer=str(real_data / "llama-tokenizer")),
         data=DataSection(
@@ -151,7 +166,8 @@ def rows_of_an_epoch(real_data: Path) -> int:
         train=TrainSection(method="lora-8bit", epochs=1, batch_size=1, micro_batch_size=1),
     )
     data = load_run_data(config, load_tokenizer(config.model.tokenizer, config.model.base))
-    return len(plan_steps(config, list(map(len, data.train))).steps)
+    lengths = list(map(len, data.train))
+    return Epoch(sum(lengths), len(plan_steps(config, lengths).steps))
 
 
 def count_weights(model: Llama) -> int:

@@ -13,7 +13,6 @@ it decodes the weight and multiplies in bf16 (`MatMul8bitFp`). torchao quantizes
 is compiled, as it is meant to be, and gives no gradient.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,8 +20,8 @@ from typing import Any
 
 import torch
 import tyro
-from harness import interleaved, medians, record
-from peers import OUTLIER_GAIN, OUTLIERS
+from harness import interleaved, medians, record, relative_error
+from peers import DTYPE, OUTLIER_GAIN, OUTLIERS, bitsandbytes_linear
 from torch import Tensor, nn
 
 from int8 import THRESHOLD, Int8Linear
@@ -31,7 +30,6 @@ from recipe import plain_errors
 ROWS = (512, 2048)
 SHAPES = ((4096, 4096), (4096, 11008))  # (K, N) in a block of LLaMA-7B
 STD = 0.02
-DTYPE = torch.bfloat16
 BASELINE = "bf16 linear"
 FORWARD, BOTH = "forward", "forward + dX"
 CLAIM = "a frozen int8 linear layer, forward and with its input's gradient, takes less time than bf16's"
@@ -47,7 +45,7 @@ TORCHAO = "torchao int8, compiled"
 class Options:
     """Milliseconds of one linear layer."""
 
-    repeats: int = 7
+    repeats: int = 3
     rows: tuple[int, ...] = ROWS
     """M: tokens in the batch."""
     skip_peers: bool = False
@@ -145,17 +143,6 @@ def line_up(linear: nn.Linear, *, skip_peers: bool) -> dict[str, nn.Module]:
     return layers
 
 
-def bitsandbytes_linear(linear: nn.Linear) -> nn.Module:
-    """bitsandbytes' layer with the paper's threshold."""
-    import bitsandbytes as bnb
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    sizes = linear.in_features, linear.out_features
-    layer = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=THRESHOLD)
-    layer.weight = bnb.nn.Int8Params(linear.weight.detach().clone(), requires_grad=False, has_fp16_weights=False)
-    return layer.to("cpu")  # quantizes
-
-
 def torchao_linear(linear: nn.Linear) -> nn.Module:
     """torchao's dynamically quantized layer, compiled for one shape."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -186,7 +173,7 @@ def check_parity(key: tuple[str, str], found: Tensor, case: Case) -> float:
     """
     weight = case.linear.weight.float()  # (N, K)
     expected = case.x.float() @ weight.t() if key[0] == FORWARD else case.grad.float() @ weight
-    error = ((found.float() - expected).norm() / expected.norm()).item()
+    error = relative_error(found, expected)
     bound = PARITY_BOUND_WITHOUT_OUTLIERS if key[1] == TORCHAO else PARITY_BOUND
     if not error <= bound:
         raise ValueError(

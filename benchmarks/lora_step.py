@@ -4,13 +4,13 @@
 
 A step is forward, loss, backward, clipping, AdamW, on two batches: two rows of 256 tokens, and a row of 2,048 packed
 with documents as long as Medical Meadow's. The model is random, with six outlier channels, written to a scratch folder;
-everyone loads that, in a process of its own. Losses and gradients, without dropout, are compared first.
+everyone loads that, in a process of its own. Losses and gradients, without dropout, are compared first. The peers read
+the packed row as such: training_peers.py.
 
 The limit counts the large matrix products alone, at the rates measured in the same run: step_limit.py.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ import tyro
 from harness import interleaved, medians, record
 from processes import Remote
 from step_limit import StepProducts, Width
-from training_peers import ALPACA_ROWS, MEADOW_2048, Layout, OurTrainer, PeerTrainer, Rows, documents, write_base
+from training_peers import ALPACA_ROWS, MEADOW_2048, OurTrainer, PeerTrainer, Rows, documents, write_base
 
 from llama import LlamaConfig
 from recipe import plain_errors
@@ -101,37 +101,40 @@ def run(options: Options, config: LlamaConfig, remotes: dict[str, Remote]) -> No
     notes = [
         f"{options.outliers} outlier channels; {options.repeats} and {options.packed_repeats} repeats, in turns",
         "peak GB: resident memory during steps at its highest, interpreter and libraries included",
+        "peers read the packed batch as one row with restarting position_ids; as a padded one, tried with two blocks, "
+        "it took them 4.7 times as long",
     ]
     if errors:
         listed = "; ".join(f"{name} {loss:.1e}, {gradient:.1e}" for name, (loss, gradient) in errors.items())
         notes.append(f"relative differences of loss and gradient norm from {PEER_BF16}'s: {listed}")
-    layout: Layout = "packed"
-    if not options.skip_peers:
-        tried = {way: peer_step_seconds(remotes[PEER_BF16], meadow, way) for way in ("padded", "packed")}
-        layout = min(tried, key=lambda way: tried[way])
-        notes.append(
-            f"peers read the packed batch {layout}; {PEER_BF16}, one step padded {tried['padded']:.1f} s, "
-            f"as one row with restarting position_ids {tried['packed']:.1f} s"
-        )
-    rows = measure("2 × 256", alpaca, "packed", options.repeats, config, remotes)
-    rows += measure("packed 2048", meadow, layout, options.packed_repeats, config, remotes)
+    rows = measure("2 × 256", alpaca, options.repeats, config, remotes)
+    rows += measure("packed 2048", meadow, options.packed_repeats, config, remotes, thrifty=True)
     suffixes = ["ours"] * options.skip_peers + [f"{options.layers}-layers"] * bool(options.layers)
     name = "-".join(["lora-step", *suffixes])
     record(name, rows, claim=CLAIM, notes=notes)
 
 
 def measure(
-    batch: str, rows: Rows, layout: Layout, repeats: int, config: LlamaConfig, remotes: dict[str, Remote]
+    batch: str, rows: Rows, repeats: int, config: LlamaConfig, remotes: dict[str, Remote], *, thrifty: bool = False
 ) -> list[dict[str, object]]:
-    """A table row for each contender on one batch. layout: how the peers read it."""
+    """A table row for each contender on one batch.
+
+    Args:
+        thrifty: give back what a step has freed before the next contender's turn: the peers' steps on 2,048 tokens do
+            not fit beside what the others would hold on to.
+    """
     all_documents = [document for row in rows for document in row]
     tokens = sum(map(len, all_documents))
     products = StepProducts(config, tokens, supervised=sum(sum(document.supervised) for document in all_documents))
     works: dict[str, Callable[[], object]] = {}
     for name, remote in remotes.items():
-        works[name] = partial(remote.call, "step", rows, *([layout] if name in PEERS else []))
+        works[name] = partial(remote.call, "step", rows)
+        if thrifty:  # in a turn of its own, which nobody looks up, so that it slows no one's step
+            works[f"{name}, releasing"] = remote.release
         remote.restart_peak()
-    seconds = medians(interleaved(works | products.works(), repeats))
+    for width, work in products.works().items():  # twice, since operands that lay idle come slowly at first
+        works |= {f"{width}, waking": work, width: work}
+    seconds = medians(interleaved(works, repeats))
 
     table = []
     for name, remote in remotes.items():
@@ -177,13 +180,6 @@ def check_parity(config: LlamaConfig, remotes: dict[str, Remote]) -> dict[str, t
                 f"mean anything (bounds {bounds}); nothing was timed"
             )
     return errors
-
-
-def peer_step_seconds(remote: Remote, rows: Rows, layout: Layout) -> float:
-    """Of a single step: enough to tell two layouts apart."""
-    start = time.perf_counter()
-    remote.call("step", rows, layout)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

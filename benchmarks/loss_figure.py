@@ -39,17 +39,19 @@ def draw(content: Mapping[str, Any], file: Path) -> None:
         spread = seeds.abs().amax(0)
         below.fill_between(steps, -spread, spread, color="#bbbbbb", label="largest difference of another seed, float32")
         below.plot(steps, smoothed["bf16"] - smoothed["float32"], label="bf16 − float32", **STYLES["bf16"])
-        below.plot(
-            steps, smoothed["int8 fast"] - smoothed["int8 exact"], color="#d62728", label="int8 fast − int8 exact"
-        )
+        for seed in ("", ", seed 43", ", seed 44"):
+            if (fast := f"int8 fast{seed}") in arms:
+                difference = smoothed[fast] - smoothed[f"int8 exact{seed}"]
+                label = None if seed else "int8 fast − int8 exact (dotted: other seeds)"
+                below.plot(steps, difference, ":" if seed else "-", color="#d62728", label=label)
         above.set_title(title)
         below.set_xlabel("optimizer step")
         for axes in (above, below):
             axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("training loss, nats per token")
     grid[1][0].set_ylabel("difference, nats per token")
-    for row in grid:
-        row[0].legend(fontsize=8)
+    grid[0][0].legend(fontsize=8)
+    grid[1][len(curves) // 2].legend(fontsize=8, loc="upper center")
     figure.suptitle(f"LoRA on Medical Meadow, every curve a mean over {SMOOTH} steps; same batches in the same order")
     figure.savefig(file, metadata={"Date": None})
     print(f"drawn: {file.name}")

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from harness import relative_error
 from torch import Tensor, nn
 
 from int8 import THRESHOLD, Int8Linear, outlier_columns
@@ -172,7 +173,7 @@ def check_parity(
         for name, contender in contenders.items():
             if contender.outliers == n:
                 logits = contender.logits(ids, n_steps)
-                errors[name] = ((logits - expected).norm() / expected.norm()).item()
+                errors[name] = relative_error(logits, expected)
     if wrong := {n: error for n, error in errors.items() if not error <= PARITY_BOUNDS[contenders[n].what]}:
         raise ValueError(f"logits too far from transformers' for a timing to mean anything: {wrong}; nothing was timed")
     return errors, notes
@@ -208,6 +209,19 @@ def prompt_and_steps(ids: Sequence[int], n_steps: int, device: torch.device) -> 
     """The ids as (1, T) tensors: all but the last n_steps together, then those one by one."""
     tokens = torch.tensor([ids], device=device)
     return list(tokens.split([len(ids) - n_steps, *[1] * n_steps], dim=1))
+
+
+def bitsandbytes_linear(linear: nn.Linear) -> nn.Module:
+    """A frozen `Linear8bitLt` of that weight (N, K), quantized where it lies; the linear layer is left alone."""
+    import bitsandbytes
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of bfloat16 at every product
+    sizes = (linear.in_features, linear.out_features)
+    options = {"bias": False, "has_fp16_weights": False, "threshold": THRESHOLD, "device": "meta"}
+    layer = bitsandbytes.nn.Linear8bitLt(*sizes, **options)
+    codes, absmax, _ = bitsandbytes.functional.int8_vectorwise_quant(linear.weight.detach().half())
+    layer.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=absmax)
+    return layer
 
 
 def random_ids(n_tokens: int, vocab_size: int) -> list[int]:

@@ -4,11 +4,15 @@ A step is forward, loss, backward, clipping and AdamW. Adapters are of rank 8 on
 MedAlpaca trains them; their B is random, not zero, so that parity sees them.
 
 Peers at their best: transformers and peft in bfloat16 with AdamW's fused step, weights in memory of large pages and the
-default attention (PyTorch's); bitsandbytes without `prepare_model_for_kbit_training`, which would widen the head and
-the norms to float32 and recompute activations. On a CPU bitsandbytes trains by decoding the weight to bfloat16
-(`MatMul8bitFp`); its int8 product would gain nothing, as linear.py shows. Several documents reach transformers as a
-padded batch, or as one row with restarting `position_ids`, for which it builds a block-diagonal mask. Its loss works on
-a dense table of logits, with a row for every token.
+default attention (PyTorch's); adapters in bfloat16 too, since peft's default, float32, has every adapter widen its
+whole input; bitsandbytes without `prepare_model_for_kbit_training`, which would widen the head and the norms to float32
+and recompute activations. On a CPU bitsandbytes has a true int8 product (`MatMul8bitLt`) in evaluation mode alone; in
+training it decodes the weight and multiplies in bfloat16 (`MatMul8bitFp`). linear.py times both.
+
+Several documents reach transformers as a padded batch, or as one row with restarting `position_ids`, for which it
+builds a block-diagonal mask. The row is the faster: with two blocks the eleven documents of `MEADOW_2048` took 68.5 s
+padded and 14.7 s in a row, 4.7 times less, and with all 22 padding them ran a machine of 23 GB out of memory. Its loss
+works on a dense table of logits, with a row for every token.
 """
 
 from collections.abc import Sequence
@@ -36,6 +40,9 @@ CLIP = 1.0
 
 ALPACA_ROWS = ((102, 256), (102, 256))
 """(prompt, all) tokens of two rows as long as MedAlpaca's window, two fifths of each masked."""
+
+MEDALPACA_ROWS = ((1, 256), (1, 256))
+"""The same as MedAlpaca trains them, its prompts supervised too."""
 
 MEADOW_512 = ((73, 227), (76, 130), (72, 142))
 """(prompt, all) tokens of the documents in a row of 512, as `data.pack` fills it from Medical Meadow's patient
@@ -98,7 +105,7 @@ class OurTrainer:
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         batch = collate(rows, pad_id=0)
-        loss = causal_lm_loss(self.model, batch) / batch.n_supervised
+        loss = causal_lm_loss(self.model, batch, scale=1 / batch.n_supervised)
         loss.backward()
         return loss.item(), gradient_norm(self.model)
 
@@ -113,15 +120,19 @@ class PeerTrainer:
         if int8:  # what stays in 16 bits would keep the whole file mapped, and counted
             for parameter in filter(torch.is_floating_point, base.parameters()):
                 parameter.data = advise_huge_pages(torch.empty_like(parameter)).copy_(parameter)
-        self.model = peft.PeftModel.from_pretrained(base, str(folder / "adapter"), is_trainable=True)
+        self.model = peft.PeftModel.from_pretrained(
+            base, str(folder / "adapter"), is_trainable=True, autocast_adapter_dtype=False
+        )
         trainable = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trainable:
+            parameter.data = parameter.to(DTYPE)  # on a base in int8 they are float32 even so
         self.optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
-    def step(self, rows: Rows, layout: Layout = "packed") -> float:
+    def step(self, rows: Rows) -> float:
         """As `OurTrainer.step`."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model(**peer_batch(rows, layout), use_cache=False).loss
+        loss = self.model(**peer_batch(rows, "packed"), use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
@@ -171,5 +182,5 @@ def labels(document: Example) -> list[int]:
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """‖g‖₂ over all parameters that have a gradient."""
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+    """‖g‖₂ over all parameters that have a gradient, in float32."""
+    return nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None]).item()

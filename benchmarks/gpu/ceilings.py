@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timing import DTYPE, Row, Setting, Work, only_working, seconds
+from peers import DTYPE
+from timing import Row, Setting, Work, only_working, seconds
 
 
 def measure(setting: Setting) -> Iterator[Row]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from harness import relative_error
 from models import config, our_model, raise_channels, transformers_model
-from peers import module_bytes, random_ids
-from timing import OUTLIERS, Row, Setting, busy_seconds, ratio, reason, relative_error, seconds, times
+from peers import OUTLIERS, module_bytes, random_ids
+from timing import Row, Setting, busy_seconds, ratio, reason, seconds, times
 from torch import Tensor, nn
 
 from llama import Llama, generate

@@ -18,9 +18,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from peers import OUTLIER_GAIN
-from peft_peer import bitsandbytes_linear, with_adapters
-from timing import DTYPE, OUTLIERS, Row, Setting, Work, busy_seconds, ratio, reason, relative_error, seconds, times
+from harness import relative_error
+from peers import DTYPE, OUTLIER_GAIN, OUTLIERS, bitsandbytes_linear
+from peft_peer import with_adapters
+from timing import Row, Setting, Work, busy_seconds, ratio, reason, seconds, times
 from torch import Tensor, nn
 from training_peers import LORA
 

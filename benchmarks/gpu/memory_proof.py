@@ -10,18 +10,19 @@ import time
 from collections.abc import Iterator
 
 import torch
-from models import config, our_model_with_adapters, raise_channels, set_backward
-from timing import OUTLIERS, Row, Setting, peak_memory, reason, synchronize, times
-from training_peers import CLIP, documents
+from models import config, our_model_with_adapters, raise_channels
+from peers import OUTLIERS
+from timing import Row, Setting, peak_memory, reason, synchronize, times
+from training_peers import CLIP, MEDALPACA_ROWS, documents
 
 from data import Batch, collate
+from int8 import set_backward
 from llama import Llama
 from optim8bit import AdamW8bit
 from training import optimizer_step
 
 SHARE_BYTES = 8.9e9
 STEPS = 3  # the first one tunes and warms, and takes the most
-ROWS = ((1, 256), (1, 256))
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -31,7 +32,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, SHARE_BYTES / total), setting.device)
     model = our_model_with_adapters(setting, int8=True)
     raise_channels(model, max(OUTLIERS))
-    rows = documents([(1, 16)] * 2 if setting.tiny else ROWS, config(setting).vocab_size)
+    rows = documents([(1, 16)] * 2 if setting.tiny else MEDALPACA_ROWS, config(setting).vocab_size)
     batch = collate([[row] for row in rows], pad_id=0).to(setting.device)
     for backward in ("fast", "exact"):
         set_backward(model, backward)

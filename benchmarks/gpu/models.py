@@ -6,19 +6,20 @@ feeds linear layers are raised to outliers, and the feed-forward's up projection
 """
 
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
-from peers import OUTLIER_GAIN, UP_SCALE
-from peft_peer import bitsandbytes_linear, with_adapters
-from timing import DTYPE, Setting
+from peers import DTYPE, OUTLIER_GAIN, UP_SCALE, bitsandbytes_linear
+from peft_peer import with_adapters
+from timing import Setting
 from torch import Tensor, nn
-from training_peers import LORA
+from training_peers import B_STD, LORA
 
 from int8 import Int8Linear
 from llama import Llama, LlamaConfig
 from llama.checkpoint.configs import hf_config_dict
 from llama.checkpoint.names import hf_name, hf_rows, parameter_shapes
+from llama.rotary import hf_row_order
 from lora import add_lora
 from lora.inject import replace_module
 
@@ -57,7 +58,7 @@ def our_model(setting: Setting, *, int8: bool) -> Llama:
 
 def our_model_with_adapters(setting: Setting, *, int8: bool) -> Llama:
     """The same with adapters, in training mode."""
-    return _draw_adapters(add_lora(our_model(setting, int8=int8), LORA).train())
+    return _draw_adapters(add_lora(our_model(setting, int8=int8), LORA).train(), config(setting))
 
 
 def transformers_model(setting: Setting, *, int8: bool) -> nn.Module:
@@ -80,7 +81,7 @@ def transformers_model(setting: Setting, *, int8: bool) -> nn.Module:
 
 def transformers_model_with_adapters(setting: Setting, *, int8: bool) -> nn.Module:
     """The same with peft's adapters, in training mode."""
-    return _draw_adapters(with_adapters(transformers_model(setting, int8=int8), LORA, int8=int8))
+    return _draw_adapters(with_adapters(transformers_model(setting, int8=int8), LORA, int8=int8), config(setting))
 
 
 @torch.no_grad()
@@ -92,20 +93,16 @@ def raise_channels(model: nn.Module, outliers: int) -> None:
             gain[torch.arange(outliers) * len(gain) // max(1, outliers)] = OUTLIER_GAIN
 
 
-def set_backward(model: nn.Module, backward: Literal["exact", "fast"]) -> None:
-    """Let our 8-bit layers compute dX so; the weights are the same for both."""
-    for module in model.modules():
-        if isinstance(module, Int8Linear):
-            module.backward = backward
-
-
 @torch.no_grad()
-def _draw_adapters(model: Model) -> Model:
-    """Give every A, in ours and in peft's the same; both list the adapted layers in the order of the blocks."""
+def _draw_adapters(model: Model, shape: LlamaConfig) -> Model:
+    """Give every A and B, in ours and in peft's the same; both list them in the order of the blocks."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        if ".lora_A" in name:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
+        if ".lora_" in name:
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if ".q_proj.lora_B" in name:  # of transformers' model, whose q has its rows in another order
+                drawn = drawn[hf_row_order(shape.n_heads, shape.head_dim)]
+            parameter.copy_(drawn * (B_STD if ".lora_B" in name else parameter.shape[1] ** -0.5))
     return model
 
 

@@ -9,12 +9,15 @@ a few steps is compared with that of torch's AdamW in float32.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
-from timing import DTYPE, Row, Setting, Work, busy_seconds, ratio, reason, relative_error, seconds, times
+from harness import relative_error
+from optimizer_state import adapter_shapes, state_bytes
+from peers import DTYPE
+from timing import Row, Setting, Work, busy_seconds, ratio, reason, seconds, times
 from torch import Tensor, nn
-from training_peers import LORA
 
 from llama import LlamaConfig
 from optim8bit import AdamW8bit
@@ -32,16 +35,9 @@ def measure(setting: Setting) -> Iterator[Row]:
     large = [(64, 96)] * 2 if setting.tiny else [(8192, 8192)] * 15  # 1.007 billion
     yield from _rows("1B, bf16", large, DTYPE, setting)
     yield from _rows("1B, float32", large, torch.float32, setting)
-    yield from _rows("adapters of 7B, float32", adapter_shapes(setting), torch.float32, setting)
-
-
-def adapter_shapes(setting: Setting) -> Shapes:
-    """A and B of every linear layer of every block: 448 tensors at 7B."""
     config = LlamaConfig.named("7B")
-    wide, narrow = config.hidden_dim, config.dim
-    block = [(narrow, narrow)] * 4 + [(narrow, wide)] * 2 + [(wide, narrow)]  # (d, k)
-    pairs = [((LORA.r, d), (k, LORA.r)) for d, k in block]
-    return [shape for pair in pairs for shape in pair] * (1 if setting.tiny else config.n_layers)
+    adapters = adapter_shapes(replace(config, n_layers=1) if setting.tiny else config)  # 448 tensors of 32 blocks
+    yield from _rows("adapters of 7B, float32", adapters, torch.float32, setting)
 
 
 def _rows(case: str, shapes: Shapes, dtype: torch.dtype, setting: Setting) -> Iterator[Row]:
@@ -118,18 +114,3 @@ def _error_of_change(make: Make, dtype: torch.dtype, device: torch.device) -> fl
             optimizer.step()
         ends.append(parameter.detach().float())
     return relative_error(*ends)
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Of all that it keeps per element and per block; counters and tables of codes aside."""
-    pairs = [pair for state in optimizer.state.values() for pair in state.items()]
-    parts = [part for name, value in pairs if isinstance(value, Tensor) for part in _plain(name, value)]
-    return sum(tensor.nbytes for name, tensor in parts if not name.startswith(("step", "qmap")))
-
-
-def _plain(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """The tensor by its name, or the ones inside it if it is of torchao's class."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [(name, tensor)]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for inner in names for part in _plain(inner, getattr(tensor, inner))]

@@ -175,7 +175,7 @@ def _cell(value: object) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """An error and the way to it, files by their names alone: where they lie is nobody's business."""
+    """An error and the way to it, files by their names alone: results name no place on this machine."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     return " > ".join([*places, f"{type(error).__name__}: {error}"])

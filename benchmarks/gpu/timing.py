@@ -1,4 +1,4 @@
-"""What the sections share: their setting, seconds on a device, what ran on it, errors and memory.
+"""What the sections share: their setting, seconds on a device, what ran on it, failures and memory.
 
 A section is a generator of rows. Each row is written down as it comes, so that a section that is stopped, or fails in
 its middle, has lost only what it had not yet measured.
@@ -11,12 +11,9 @@ from typing import Any
 
 import torch
 from harness import interleaved, medians
-from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-DTYPE = torch.bfloat16
-OUTLIERS = (0, 6)  # channels raised to outliers; the paper finds at most 7 up to 13B parameters
 NOT_MEASURED = "not measured"
 
 Row = dict[str, Any]
@@ -91,11 +88,6 @@ def only_working(works: Mapping[str, Work], device: torch.device) -> tuple[dict[
 def reason(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-def relative_error(result: Tensor, exact: Tensor) -> float:
-    """‖result − exact‖ / ‖exact‖."""
-    return ((result.float() - exact).norm() / exact.norm()).item()
 
 
 def times(factor: float, value: float | None) -> float | None:

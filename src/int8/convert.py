@@ -1,7 +1,7 @@
-"""Turn a model's linear layers into int8, one at a time, so that no more than one exists in both forms."""
+"""A model's linear layers into int8, one at a time, so that no more than one exists in both forms."""
 
 from collections.abc import Collection
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from torch import nn
 
@@ -56,6 +56,19 @@ def convert_to_int8(
             setattr(model.get_submodule(parent), name, converted)
         del linear  # its 16-bit weight is freed here, before the next layer's codes are allocated
     return model
+
+
+def set_backward(model: nn.Module, backward: Backward) -> None:
+    """Let every `Int8Linear` inside compute its input's gradient in that way; no weight depends on it.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    if backward not in get_args(Backward):
+        raise ValueError(f"backward is {backward!r}: it must be one of {', '.join(get_args(Backward))}")
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
+            module.backward = backward
 
 
 def _linear_places(model: nn.Module, skip: Collection[str]) -> dict[nn.Linear, list[str]]:

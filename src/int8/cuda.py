@@ -1,4 +1,4 @@
-"""LLM.int8() for a frozen weight as two operators of PyTorch: on a GPU by Triton kernels, elsewhere by plain PyTorch.
+"""LLM.int8() for a frozen weight on a GPU: two operators of PyTorch, computed by Triton kernels.
 
     medalpaca::int8_forward          Y = X·Ŵ + L·Rᵀ, outliers in floating point         arXiv 2208.07339, eq. 8
     medalpaca::int8_input_gradient   dX ≈ (G_i8 · W_i8ᵀ) · c_G / 127,  G = dY · diag(c_W) / 127
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from int8.int_mm import MAX_INNER, integer_product, without_autocast
+from int8.int_mm import MAX_INNER, integer_backend, integer_product, without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_rowwise
 
 MIN_CAPABILITY = (8, 0)
@@ -30,13 +30,19 @@ def kernels_apply(x: Tensor, weight_codes: Tensor) -> bool:
     return x.is_cuda and sizes_suit and _device_suits(x.device)
 
 
+def product_backend(device: torch.device | str) -> str:
+    """How the products of a frozen int8 weight are computed on this device, for a program to print."""
+    device = torch.device(device)
+    return "Triton's kernels" if device.type == "cuda" and _device_suits(device) else integer_backend(device)
+
+
 @cache
 def _device_suits(device: torch.device) -> bool:
     return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Plain: what runs on a CPU, and what the kernels are tested against
+# By PyTorch's operators: what the kernels are tested against, and what such an operator does on another device
 
 
 @custom_op("medalpaca::int8_forward", mutates_args=())

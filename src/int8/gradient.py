@@ -1,11 +1,11 @@
-"""dX = dY · Ŵᵀ of a frozen weight that exists only as codes: exact in 16 bits, or fast in 8.
+"""dX = dY · Ŵᵀ of a frozen weight that exists only as codes: exact in dY's dtype, or fast in 8 bits.
 
-    "exact"   decode Ŵ a slice at a time, multiply in 16 bits
+    "exact"   decode Ŵ a slice at a time, multiply in dY's dtype
     "fast"    G = dY · diag(c_W) / 127,    dX ≈ (G_i8 · W_i8ᵀ) · c_G / 127
 
 In Ŵᵀ = diag(c_W) · W_i8ᵀ / 127 the scales stand on the side of the inner dimension, so they cannot be pulled out of
 the sum, but they can be pushed into dY before its rows are quantized; then the codes serve as they are, and no scale of
-theirs has to be undone. The one error is that of G's rounding, unbiased noise of about 1 % of dX:
+theirs has to be undone. The one error is that of G's rounding, noise of about 1 % of dX:
 
     |error_ik| ≤ (c_G)_i / 254 · Σ_n |W_i8|_kn
 

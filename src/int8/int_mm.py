@@ -15,6 +15,7 @@ Letters: M rows of a, N rows of b, K the inner dimension.
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -101,19 +102,19 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 @cache
 def _int_mm_is_exact(device_type: str) -> bool:
-    """Try `torch._int_mm` where a kernel that saturates must fail, on one row, few rows and a full tile."""
+    """Try `torch._int_mm` where a kernel that saturates must fail: one row, few and a full tile, b in both orders."""
     if device_type == "meta":
         return True
     inner = 64
     signs = torch.tensor([1, -1], dtype=torch.int8, device=device_type).repeat(16)  # (32,)
     extremes = (INT8_MAX * signs)[:, None].repeat(1, inner)  # each row all 127 or all −127
-    for rows in (1, 2, 32):
-        a = extremes[:rows]
+    orders = (extremes, extremes.t().contiguous().t())  # a weight as it is stored, and as its gradient reads it
+    for rows, b in product((1, 2, 32), orders):
         expected = inner * INT8_MAX**2 * signs[:rows, None].int() * signs.int()
         try:
-            product = padded_int_mm(a, extremes, min_rows=CUDA_MIN_ROWS if device_type == "cuda" else 1)
+            found = padded_int_mm(extremes[:rows], b, min_rows=CUDA_MIN_ROWS if device_type == "cuda" else 1)
         except RuntimeError:  # NotImplementedError included: this device has no such kernel
             return False
-        if not torch.equal(product, expected):
+        if not torch.equal(found, expected):
             return False
     return True

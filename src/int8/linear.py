@@ -37,7 +37,7 @@ class Int8Linear(nn.Module):
         bias: whether there is one (kept in floating point, and frozen too).
         threshold: features of the input reaching this are multiplied in floating point; 0 disables that. Not looked at
             for a single row in C.
-        backward: how the input's gradient is computed, "exact" or "fast"; see int8/matmul.py.
+        backward: how the input's gradient is computed, "exact" or "fast"; see int8/gradient.py.
         device: of the buffers; "meta" gives sizes without memory.
 
     Buffers: weight_codes (N, K) int8, weight_absmax (N,) float32, bias (N,) or None.
@@ -106,7 +106,7 @@ class Int8Linear(nn.Module):
         return self._product(x, None)
 
     def plus_product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """x Ŵ + b + left rightᵀ: an adapter's update, added before the output is rounded.
+        """x Ŵ + b + left rightᵀ: an adapter's update, added before the output is rounded (after, for one row by C).
 
         Shapes: x (..., K), left (..., r), right (N, r) -> (..., N), in x's dtype; differentiable in all three.
         """

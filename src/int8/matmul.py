@@ -61,7 +61,7 @@ from torch.autograd.function import once_differentiable
 
 from int8.cuda import int8_forward, kernels_apply
 from int8.gradient import Backward, input_gradient, product_dtype
-from int8.int_mm import without_autocast
+from int8.int_mm import MAX_INNER, without_autocast
 from int8.quantize import INT8_MAX, dequantize_rowwise, outlier_columns, quantize_columnwise, quantize_rowwise
 from int8.scaled import Thin, scaled_product
 from native import decode_columns, quantize_rows
@@ -165,6 +165,11 @@ def int8_matmul(
         )
     if backward not in get_args(Backward):
         raise ValueError(f"backward is {backward!r}: it must be one of {', '.join(get_args(Backward))}")
+    if backward == "fast" and weight_codes.shape[0] > MAX_INNER:
+        raise ValueError(
+            f"the fast backward pass would sum over {weight_codes.shape[0]} out-features, more than {MAX_INNER}, where "
+            "int32 could overflow: set backward to exact"
+        )
     left, right = (None, None) if update is None else update
     return _FrozenInt8Matmul.apply(x, weight_codes, weight_absmax, float(threshold), backward, left, right)
 
@@ -273,6 +278,8 @@ class _FrozenInt8Matmul(torch.autograd.Function):
 
 
 class _TrainableInt8Matmul(torch.autograd.Function):
+    """Keeps X and W."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, threshold: float) -> Tensor:
         ctx.save_for_backward(x, weight)

@@ -2,11 +2,12 @@
 
 config.py      shapes, the published ones by name       norm.py       RMSNorm
 rotary.py      rotary position embedding                swiglu.py     the gated feed-forward layer
-attention.py   causal grouped-query attention, masks    cache.py      keys and values for decoding
-block.py       pre-norm block                           model.py      the whole model
+attention.py   causal grouped-query attention           attend.py     its formula, and the ways to compute it
+masks.py       who sees whom: dense masks               documents.py  several documents in a row
+block.py       pre-norm block                           cache.py      keys and values for decoding
+model.py       the whole model                          linear.py     a linear layer, one row fast
 tokenizer.py   text and token ids                       decoding/     sampling, batches, beam search, streaming
-linear.py      a linear layer, one row fast             one_token.py  one token through all blocks, in C
-checkpoint/    Meta's and Hugging Face's files, differences
+one_token.py   one token through all blocks, in C       checkpoint/   Meta's and Hugging Face's files, differences
 """
 
 from llama.attention import Attention

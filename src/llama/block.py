@@ -6,8 +6,9 @@ y = h + SwiGLU(RMSNorm(h))
 
 from torch import Tensor, nn
 
-from llama.attention import Attention, Documents
+from llama.attention import Attention
 from llama.cache import KVCache
+from llama.documents import Documents
 from llama.norm import RMSNorm
 from llama.swiglu import SwiGLU
 

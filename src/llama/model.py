@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llama.attention import Documents, causal_mask, padding_mask
 from llama.block import Block
 from llama.cache import KVCache
 from llama.config import LlamaConfig
+from llama.documents import Documents
 from llama.linear import Linear
+from llama.masks import causal_mask, padding_mask
 from llama.norm import RMSNorm
 from llama.one_token import through_blocks
 from llama.rotary import hf_row_order, rotary_table

@@ -52,6 +52,8 @@ def rms_norm(a: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
+    """Keeps a and the gain; RMS(a) is computed again."""
+
     @staticmethod
     def forward(ctx: Any, a: Tensor, gain: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(a, gain)

@@ -49,6 +49,8 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class _SiluProduct(torch.autograd.Function):
+    """Keeps gate and up; the SiLU is computed again."""
+
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)

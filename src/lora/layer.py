@@ -61,10 +61,11 @@ def lora_reference(
 class LoraLinear(nn.Module):
     """A frozen linear layer plus its trainable low-rank update.
 
-    The base is called, never looked into: any module with `in_features` and `out_features` will do, of 16 bits or 8.
+    The base is any module with `in_features` and `out_features`, of 16 bits or 8. One that can add a thin product to
+    its own before it rounds (`AddsThinProduct`) is asked to; any other is called, and B (A x) is added to its output.
     A and B are float32 on the base's device whatever the base's dtype, since an optimizer's small steps would vanish in
-    bf16's 8 significant bits; casting the model to 16 bits casts the base alone. Their products are computed in the
-    activation's dtype. As long as B is 0 the output equals the base's, value by value.
+    bf16's 8 significant bits; casting the model to 16 bits casts the base alone. A x is computed in the activation's
+    dtype, and so is B (A x), unless the base adds it. As long as B is 0 the output equals the base's, value by value.
 
     Args:
         base: maps (..., d) to (..., k).

@@ -39,6 +39,8 @@ def compress(x: Tensor, lora_A: Tensor, scaling: float, p: float) -> Tensor:
 
 
 class _Compress(torch.autograd.Function):
+    """Keeps x, A and the seed. Checkpointing restores torch's generator, so that the same seed is drawn again."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, lora_A: Tensor, scaling: float, p: float, seed: int) -> Tensor:
         ctx.save_for_backward(x, lora_A)
@@ -53,10 +55,11 @@ class _Compress(torch.autograd.Function):
         grad = scaling * grad
         grad_x = grad_A = None
         if ctx.needs_input_grad[0]:
-            grad_x = _dropped(grad @ lora_A.to(grad.dtype), p, seed).to(x.dtype)
+            # In x's dtype before it is dropped: the dtype decides who makes the mask.
+            grad_x = _dropped((grad @ lora_A.to(grad.dtype)).to(x.dtype), p, seed)
         if ctx.needs_input_grad[1]:
-            dropped = _dropped(x, p, seed).flatten(0, -2).to(grad.dtype)  # which autocast may have made another
-            grad_A = (grad.flatten(0, -2).t() @ dropped).to(lora_A.dtype)
+            dropped = _dropped(x, p, seed).reshape(-1, x.shape[-1]).to(grad.dtype)  # which autocast may have changed
+            grad_A = (grad.reshape(-1, grad.shape[-1]).t() @ dropped).to(lora_A.dtype)
         return grad_x, grad_A, None, None, None
 
 

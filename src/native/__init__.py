@@ -17,13 +17,13 @@ Everything works without it, slower. The formulas in Python stand where they are
 
 from native.dropout import drop
 from native.huge_pages import advise_huge_pages
+from native.library import c_backend
 from native.quantize import columns_reaching, decode_columns, decode_slice, quantize_rows, scale_product
 from native.rows import (
     RowBlock,
     RowBlocks,
     RowMatrix,
     is_single_row,
-    row_backend,
     row_product,
     row_product_reference,
     single_row_product,
@@ -34,13 +34,13 @@ __all__ = [
     "RowBlocks",
     "RowMatrix",
     "advise_huge_pages",
+    "c_backend",
     "columns_reaching",
     "decode_columns",
     "decode_slice",
     "drop",
     "is_single_row",
     "quantize_rows",
-    "row_backend",
     "row_product",
     "row_product_reference",
     "scale_product",

@@ -15,7 +15,7 @@
 #endif
 #include <math.h>
 
-#include "rows.h"
+#include "numbers.h"
 
 enum { MAX_BLOCK = 4096, AT_A_TIME = 64 }; /* the first as in adam.py; blocks that a thread takes */
 
@@ -54,6 +54,7 @@ static inline float float_of(int32_t bits) {
 
 static inline uint8_t encode_one(float x, float scale, const struct codec *codec, int is_signed) {
     float unit = fabsf(x) / scale;
+    unit = unit <= 1 ? unit : 1; /* NaN only, from a damaged state: it must not become an index */
     int exponent = bits_of(unit > SMALLEST_UNIT ? unit : SMALLEST_UNIT) >> 24 & 15;
     float below = unit * codec->lines[0][0][exponent] + codec->lines[0][1][exponent];
     float above = unit * codec->lines[1][0][exponent] + codec->lines[1][1][exponent];

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from native.library import INT, POINTER, SIZE, load_library
@@ -83,6 +84,7 @@ def adam_step(
     table = (SIZE * len(rows))(*rows)
     tables = (scalars.data_ptr(), m_codec.data_ptr(), v_codec.data_ptr())
     library.adam_step(table, len(parameters), n_blocks, block_size, *tables, decoupled, torch.get_num_threads())
+    increment_version([tensors.weight for tensors in parameters])  # autograd refuses a graph that kept the old weights
 
 
 @cache

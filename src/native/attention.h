@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "rows.h"
+#include "numbers.h"
 
 #ifdef __AVX512F__
 enum { LANES = 16, VECTORS = 4 }; /* 16 of 32 registers hold sums */

@@ -29,7 +29,7 @@ from native.library import INT, POINTER, SIZE, load_library
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.c", "attention_backward.c"))
 
-MAX_SIZE = 256
+MAX_HEAD_DIM = 256
 """Largest D: a packed row lies on the stack."""
 
 
@@ -42,7 +42,7 @@ def attention_applies(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
         and keys.shape == values.shape == (*queries.shape[:2], keys.shape[2], size)
         and queries.numel() > 0
         and queries.shape[2] % keys.shape[2] == size % 2 == 0
-        and size <= MAX_SIZE
+        and size <= MAX_HEAD_DIM
         and not is_compiling()
         and _library() is not None
     )

@@ -3,7 +3,7 @@
  */
 #include <math.h>
 
-#include "rows.h"
+#include "numbers.h"
 
 enum { BLOCK = 512 }; /* terms added in float32; beyond, the many small ones would drown in the sum of those before */
 

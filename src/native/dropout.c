@@ -1,5 +1,5 @@
 /* Dropout whose mask is a function of a seed and of an element's place: it can be computed again instead of kept. */
-#include "rows.h"
+#include "numbers.h"
 
 /* Sixty-four well mixed bits: the output function of splitmix64. */
 static inline uint64_t mixed(uint64_t z) {

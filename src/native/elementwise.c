@@ -10,7 +10,7 @@
  */
 #include <math.h>
 
-#include "rows.h"
+#include "numbers.h"
 
 enum {
     FEW = 1 << 15,  /* elements that are not worth waking other threads for */

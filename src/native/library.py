@@ -1,6 +1,6 @@
 """C files as a library of functions, compiled for this very processor the first time it is asked for.
 
-The compiler takes about a second for each, and the result is kept in the user's cache under a name made of everything it
+The compiler takes about a second for each, and the result is kept in the user's cache under a name made of all that it
 depends on: the source, the flags, the compiler, the processor. Without a compiler there is no library, and the callers
 go another way.
 
@@ -20,7 +20,10 @@ from functools import cache
 from pathlib import Path
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"),
+    "-fno-strict-aliasing",  # words and halves of words share memory
+)
 CACHE = Path(".cache") / "medalpaca-from-scratch"
 """Below the user's home."""
 
@@ -42,6 +45,12 @@ def load_library(*sources: Path) -> ctypes.CDLL | None:
             return ctypes.CDLL(str(compiled(sources, compiler, cache_folder())))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no OpenMP here, no home, a folder without execution
         return None
+
+
+def c_backend() -> str:
+    """How the work of the C files is done here, for a program to print."""
+    found = load_library(Path(__file__).with_name("elementwise.c"))
+    return "PyTorch, slower, as C files cannot be compiled here" if found is None else "C"
 
 
 def compiled(sources: Sequence[Path], compiler: str, folder: Path) -> Path:

@@ -6,7 +6,7 @@
  */
 #include <math.h>
 
-#include "rows.h"
+#include "numbers.h"
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 

@@ -19,8 +19,8 @@ from native.library import FLOAT, INT, POINTER, SIZE, load_library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-MAX_COLUMNS = 2**18
-"""A row in float32 lies on the stack: a megabyte at most."""
+MAX_COLUMNS = 2**17
+"""A row in float32 and the columns' maxima lie on the stack: a megabyte at most."""
 
 
 def columns_reaching(x: Tensor, threshold: float) -> Tensor | None:

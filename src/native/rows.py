@@ -252,11 +252,6 @@ def single_row_product(x: Tensor, layer: RowLayer) -> Tensor | None:
     return None if y is None else y.view(*x.shape[:-1], -1)
 
 
-def row_backend() -> str:
-    """How one-row steps are computed on a CPU, for a program to print."""
-    return "PyTorch, as the C files cannot be compiled here" if _library() is None else "C"
-
-
 class _Matrix(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("weight", "absmax")),

@@ -65,8 +65,8 @@ def scalars_at_step(
     corrections = (1 - beta1**step, 1 - beta2**step)
     values = (eta, beta1, 1 - beta1, beta2, 1 - beta2, *corrections, eps, weight_decay, 1 - eta * weight_decay, scale)
     scalars = torch.tensor(values, dtype=torch.float32, device="cpu")
-    if torch.device(device).type == "cuda":
-        scalars = scalars.pin_memory().to(device, non_blocking=True)
+    target = torch.device(device)
+    scalars = scalars.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else scalars.to(target)
     named = Scalars(*scalars.unbind())
     if isinstance(lr, Tensor):
         named.lr.copy_(lr.view(()))
@@ -177,7 +177,10 @@ def adam_update_(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, s: Scalars, *, d
     g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
     m.mul_(s.beta1).add_(g * s.one_minus_beta1)
     v.mul_(s.beta2).add_(g.square_().mul_(s.one_minus_beta2))
-    denominator = (v / s.correction2).double().sqrt_().float().add_(s.eps)  # the nearest float32, as in step.py
+    root = v / s.correction2
+    # The nearest float32, as in step.py: a CPU's vector library may miss it by one place.
+    root = root.double().sqrt_().float() if root.device.type == "cpu" else root.sqrt_()
+    denominator = root.add_(s.eps)
     weight.sub_((m / s.correction1).div_(denominator).mul_(s.lr))
     p.copy_(weight)
 

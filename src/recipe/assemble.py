@@ -14,7 +14,7 @@ from torch import nn
 
 import data.miniature
 from data import PromptTemplate
-from int8 import Int8Linear
+from int8 import Int8Linear, set_backward
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
 from optim8bit import AdamW8bit, embeddings_in_32bit
@@ -108,9 +108,7 @@ def prepare_for_training(model: Llama, config: RunConfig) -> Llama:
         lora = config.lora
         generator = torch.Generator().manual_seed(config.train.seed)
         add_lora(model, LoraConfig(lora.r, lora.alpha, lora.dropout, lora.targets, lora.rslora), generator=generator)
-    for module in model.modules():
-        if isinstance(module, Int8Linear):
-            module.backward = config.int8.backward
+    set_backward(model, config.int8.backward)  # of an int8 base; a layer's own default is the paper's, exact
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return model.train()
 

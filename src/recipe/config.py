@@ -77,7 +77,8 @@ class Int8Section:
     threshold: float = THRESHOLD
     """Features that reach this magnitude are multiplied in 16 bits; 0 multiplies everything in 8."""
     backward: Backward = "fast"
-    """How gradients pass through the int8 base: fast multiplies them in 8 bits too, exact in 16."""
+    """How gradients pass through the int8 base. fast: rounded to 8 bits, multiplied by the codes; exact: by the decoded
+    weight, in the activations' dtype, which takes longer."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class RunConfig:
             f"{section}.{name}": repr(value)
             for section, values in asdict(self).items()
             for name, value in values.items()
-            if f"{section}.{name}" not in FREE_TO_CHANGE
+            if f"{section}.{name}" not in FREE_TO_CHANGE and (section != "int8" or self.train.method == "lora-8bit")
         }
 
     @property

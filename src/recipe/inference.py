@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 
 from data import PromptTemplate, TokenEncoder
-from int8 import THRESHOLD, Int8Linear, integer_backend
+from int8 import THRESHOLD, Int8Linear, product_backend
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config
 from llama.decoding import compile_decoding
 from lora import load_adapter
-from native import row_backend
+from native import c_backend
 from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
 from recipe.companions import holder_of_prompt, read_prompt
 from recipe.config import MINIATURE
@@ -129,8 +129,8 @@ def load_for_inference(
     if compile:
         compile_decoding(model)
     parts = [str(base), f"{readable(shape.n_parameters)} parameters"]
-    parts += [f"int8 by {integer_backend(where)}"] if int8 or stored_int8 else []
-    parts += [f"single tokens by {row_backend()}"] if _rows_apply(where, width, int8 or stored_int8) else []
+    parts += [f"int8 by {product_backend(where)}"] if int8 or stored_int8 else []
+    parts += [f"single tokens by {c_backend()}"] if _rows_apply(where, width, int8 or stored_int8) else []
     parts.append(str(width).removeprefix("torch."))
     parts += [f"adapter {adapter}"] if adapter is not None else []
     parts += ["single tokens compiled"] if compile and not _rows_apply(where, width, int8 or stored_int8) else []

@@ -19,6 +19,7 @@ from torch import nn
 
 from int8 import Int8Linear, convert_to_int8
 from int8.gradient import DECODE_ELEMENTS
+from int8.scaled import ROWS
 from llama import Llama, LlamaConfig
 from lora import LoraLinear
 from optim8bit import embeddings_in_32bit, planned_state_bytes
@@ -28,7 +29,7 @@ from recipe.config import OptimSection, RunConfig
 FLOAT32 = 4
 
 CHUNK_LOGITS = 2**24
-"""As in `training.loss`, which stands a floor above."""
+"""As in `training.loss`, which must not be imported from here; a test holds them equal."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
 def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
     """Bytes that training `model` (on the meta device or real) will take at its peak."""
     trainable = [p for p in model.parameters() if p.requires_grad]
+    head = [p for p in model.output.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
     width = product_width(config)
@@ -98,11 +100,19 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
         gradients=_bytes(trainable),
         optimizer=optimizer_bytes(model, config.optim),
         activations=tokens * activation_bytes_per_token(model, config),
-        logits=min(tokens * model.config.vocab_size, chunk) * logit_bytes,
-        # a slice of int8 weight decoded in the backward pass; autocast's 16-bit copies of all masters
-        scratch=max((min(m.weight_codes.numel(), DECODE_ELEMENTS) * width for m in int8), default=0)
+        # beside them a trained head's gradient, summed over chunks
+        logits=min(tokens * model.config.vocab_size, chunk) * logit_bytes + _bytes(head),
+        # what an int8 product takes while it runs; autocast's 16-bit copies of all masters
+        scratch=max((_int8_scratch(m, tokens, width) for m in int8), default=0)
         + (config.train.precision == "bf16-mixed") * _bytes(trainable) // 2,
     )
+
+
+def _int8_scratch(layer: Int8Linear, tokens: int, width: int) -> int:
+    """The int32 product of ROWS rows at a time, or the slice of the weight that an exact backward pass decodes."""
+    product = FLOAT32 * min(tokens, ROWS) * max(layer.in_features, layer.out_features)
+    decoded = width * min(layer.weight_codes.numel(), DECODE_ELEMENTS) if layer.backward == "exact" else 0
+    return max(product, decoded)
 
 
 def activation_bytes_per_token(model: Llama, config: RunConfig) -> int:

@@ -35,6 +35,9 @@ from files import (
 )
 from optim8bit import Adam8bit
 
+ADDED_SETTINGS = {"int8.backward": repr("exact")}
+"""Settings that earlier checkpoints do not name, with what their runs did."""
+
 TRAINABLE, OPTIMIZER, RANDOM, RUN = "trainable.safetensors", "optimizer.pt", "random.pt", "run.json"
 
 
@@ -144,6 +147,7 @@ def _read_position(checkpoint: Path) -> RunPosition:
 
 
 def _check_fingerprint(checkpoint: Path, then: dict[str, str], now: dict[str, str]) -> None:
+    then = {name: value for name, value in ADDED_SETTINGS.items() if name in now} | then
     differences = [
         f"{name}: {then.get(name, '(unset)')} then, {now.get(name, '(unset)')} now"
         for name in sorted(then.keys() | now.keys())

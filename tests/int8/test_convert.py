@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from int8 import Int8Linear, convert_to_int8
+from int8 import Int8Linear, convert_to_int8, set_backward
 
 
 class Block(nn.Module):
@@ -122,3 +122,12 @@ def test_meta_device():
     convert_to_int8(model)
     assert kinds(model) == BLOCKS | {"output": "Linear"}
     assert model(torch.zeros(1, 3, dtype=torch.int64, device="meta")).shape == (1, 3, 11)
+
+
+def test_a_way_back_for_all_layers():
+    model = convert_to_int8(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    assert {layer.backward for layer in model} == {"exact"}
+    set_backward(model, "fast")
+    assert {layer.backward for layer in model} == {"fast"}
+    with pytest.raises(ValueError, match=r"backward is 'slow'.*exact, fast"):
+        set_backward(model, "slow")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from int8 import Int8Linear, int8_matmul, linear, quantize_rowwise
-from native import row_backend, rows
+from native import c_backend, rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -80,7 +80,7 @@ def test_forward_is_the_int8_product_plus_bias(dtype, bias):
     assert torch.equal(output, expected)
 
 
-@pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+@pytest.mark.skipif(c_backend() != "C", reason="install a C compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40)])
 @torch.no_grad()

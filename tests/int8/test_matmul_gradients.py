@@ -22,6 +22,7 @@ from int8 import (
 from int8 import (
     gradient as dx,
 )
+from int8.int_mm import MAX_INNER
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 8, 8), (5, 33, 7), (17, 64, 30), (40, 257, 130)]
@@ -127,6 +128,13 @@ def test_an_unknown_way_back_is_refused():
     x, weight, _ = draw(5, 33, 7)
     with pytest.raises(ValueError, match=r"backward is 'quick'.*exact, fast"):
         int8_matmul(x, *quantize_rowwise(weight), 6.0, backward="quick")
+
+
+def test_a_fast_sum_that_could_overflow_is_refused_in_the_forward_pass():
+    codes, absmax = torch.zeros(MAX_INNER + 1, 2, dtype=torch.int8), torch.ones(MAX_INNER + 1)
+    assert int8_matmul(torch.ones(1, 2), codes, absmax, 6.0).shape == (1, MAX_INNER + 1)
+    with pytest.raises(ValueError, match=r"133145 out-features.*exact"):
+        int8_matmul(torch.ones(1, 2), codes, absmax, 6.0, backward="fast")
 
 
 @pytest.mark.parametrize("rank", [3, 100])  # added on the way out, or as a product of its own

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llama.linear import Linear
-from native import row_backend, rows
+from native import c_backend, rows
 
 Check = Callable[[str, float, float], None]
 
@@ -47,7 +47,7 @@ def test_gradients_are_nn_linear_s() -> None:
     assert torch.equal(x.grad, expected[0]) and torch.equal(layer.weight.grad, expected[1])
 
 
-@pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+@pytest.mark.skipif(c_backend() != "C", reason="install a C compiler")
 @pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40)])
 @torch.no_grad()
 def test_a_single_row_takes_the_product_of_its_own(

@@ -14,11 +14,11 @@ from int8 import Int8Linear, convert_to_int8
 from llama import KVCache, Llama, LlamaConfig, generate, rotary_table
 from llama.one_token import prepare, through_blocks
 from lora import LoraConfig, adapters_disabled, add_lora, lora_layers, merge_lora
-from native import row_backend, rows
+from native import c_backend, rows
 
 Check = Callable[[str, float, float], None]
 
-needs_compiler = pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+needs_compiler = pytest.mark.skipif(c_backend() != "C", reason="install a C compiler")
 
 KINDS = ["bfloat16", "int8", "bfloat16, adapter", "int8, adapter"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llama.linear import Linear
 from lora import LoraLinear, adapters_disabled, lora_reference, merge_lora, unmerge_lora
 from lora.update import compress
-from native import RowMatrix, row_backend, row_product
+from native import RowMatrix, c_backend, row_product
 
 D, K, R, ALPHA, N = 24, 20, 4, 6.0, 5
 # Relative rounding error of one operation: half the distance between neighbouring numbers.
@@ -230,7 +230,7 @@ def make_row_layer(**options) -> LoraLinear:
     return layer.eval()
 
 
-@pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+@pytest.mark.skipif(c_backend() != "C", reason="install a C compiler")
 @pytest.mark.parametrize("rslora", [False, True])
 @torch.no_grad()
 def test_row_matrix_stands_for_the_layer(rslora: bool, check_bound: Callable) -> None:

@@ -84,3 +84,19 @@ def test_a_run_s_seed_decides_and_nothing_is_drawn_without_dropout():
     assert not torch.equal(first, second)
     torch.manual_seed(1)
     assert torch.equal(compress(x, lora_A, 1.0, 0.4), first)
+
+
+@pytest.mark.parametrize("shape", [(24,), (3, 24), (2, 3, 4, 24)])
+def test_any_number_of_leading_dimensions(shape):
+    x, (_, lora_A) = torch.randn(shape, requires_grad=True), draw(torch.float32)
+    compress(x, lora_A, 1.0, 0.4).sum().backward()
+    assert x.grad is not None and x.grad.shape == shape and lora_A.grad is not None
+
+
+def test_float16_under_bf16_autocast_has_one_mask():
+    """The gradient comes in bfloat16, for which C could make a mask; x's was made without."""
+    x = torch.ones(40, 24, dtype=torch.float16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compress(x, torch.eye(24), 1.0, 0.4)
+    y.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad == 0, y == 0)

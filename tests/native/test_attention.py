@@ -93,7 +93,7 @@ def test_as_close_to_float64_as_pytorch(check_bound, shape, dtype):
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flags are those of x86")
 def test_on_a_processor_without_avx512(check_bound, tmp_path, monkeypatch):
-    flags = ("-std=gnu11", "-O1", "-mavx2", "-mfma", "-mno-avx512f", "-fopenmp", "-fPIC")
+    flags = ("-std=gnu11", "-O1", "-mavx2", "-mfma", "-mno-avx512f", "-fopenmp", "-fPIC", "-fno-strict-aliasing")
     monkeypatch.setattr(library, "FLAGS", flags)
     compiler = next(filter(None, map(shutil.which, library.COMPILERS)))
     older = ctypes.CDLL(str(library.compiled(native.attention.SOURCES, compiler, tmp_path)))

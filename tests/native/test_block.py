@@ -9,11 +9,11 @@ import torch
 from oracles import llama as oracle
 from torch import Tensor
 
-from native import row_backend, rows
+from native import c_backend, rows
 
 Check = Callable[[str, float, float], None]
 
-pytestmark = pytest.mark.skipif(row_backend() != "C", reason="install a C compiler")
+pytestmark = pytest.mark.skipif(c_backend() != "C", reason="install a C compiler")
 
 FLOAT32 = 2.0**-24
 

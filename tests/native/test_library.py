@@ -249,3 +249,9 @@ def test_openmp_is_the_one_already_loaded(home: Path, source: Path) -> None:
     assert answer(source) == 42
     [file] = made(home)
     assert b"libgomp.so" not in file.read_bytes() and b"libomp.so" not in file.read_bytes()
+
+
+def test_a_program_can_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.c_backend() == "C"
+    monkeypatch.setattr(library, "load_library", lambda *_: None)
+    assert library.c_backend() == "PyTorch, slower, as C files cannot be compiled here"

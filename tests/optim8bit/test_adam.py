@@ -425,3 +425,14 @@ def test_errors_name_the_value_and_the_remedy() -> None:
     with pytest.raises(ValueError, match="bits is 4"):
         optimizer.add_param_group({"params": [rejected], "bits": 4})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_graph_that_kept_the_old_weights_is_refused(bits):
+    weight = nn.Parameter(torch.randn(64, 64))
+    optimizer = AdamW8bit([{"params": [weight], "bits": bits}], lr=0.1)
+    loss = (weight * weight).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()

@@ -7,10 +7,10 @@ import torch
 from tiny_models import tiny_llama, train_tokenizer
 
 from data import PromptTemplate, encode_jointly
-from int8 import Int8Linear, integer_backend
+from int8 import Int8Linear, product_backend
 from llama import LlamaConfig, Tokenizer, save_checkpoint
 from lora import LoraConfig, LoraLinear, add_lora, save_adapter
-from native import row_backend
+from native import c_backend
 from recipe import MINIATURE, ModelOptions, load_for_inference, prompt_ids
 from recipe.companions import write_prompt
 from recipe.inference import choose_template, inference_dtype, readable
@@ -44,7 +44,7 @@ def test_every_flag_reaches_the_model(base: Path, adapter: Path) -> None:
     assert attention.wk.threshold == 3.0
     assert inference.model.tok_embeddings.weight.dtype == torch.bfloat16
     assert not inference.model.training
-    how = f"int8 by {integer_backend('cpu')}, single tokens by {row_backend()}, bfloat16, adapter {adapter}, on cpu"
+    how = f"int8 by {product_backend('cpu')}, single tokens by {c_backend()}, bfloat16, adapter {adapter}, on cpu"
     how += ", template medalpaca (as asked)"
     assert inference.description == f"{base}, {readable(inference.model.config.n_parameters)} parameters, {how}"
 

@@ -66,6 +66,14 @@ def test_other_settings_are_refused_by_name(tmp_path):
         load_state(checkpoints(tmp_path)[0], model, optimizer, {"optim.lr": "0.02"})
 
 
+def test_a_setting_that_did_not_exist_counts_as_what_was_done_then(tmp_path):
+    model, optimizer = make(0)
+    save_state(tmp_path, model, optimizer, RunPosition(1, 0, SAME), keep=1)
+    load_state(checkpoints(tmp_path)[0], model, optimizer, SAME | {"int8.backward": "'exact'"})
+    with pytest.raises(ValueError, match=r"int8\.backward: 'exact' then, 'fast' now"):
+        load_state(checkpoints(tmp_path)[0], model, optimizer, SAME | {"int8.backward": "'fast'"})
+
+
 def test_other_parameters_are_refused(tmp_path):
     model, optimizer = make(0)
     save_state(tmp_path, model, optimizer, RunPosition(1, 0, SAME), keep=1)
