@@ -7,7 +7,7 @@ Every arm trains LoRA adapters on the same batches in the same order, without dr
 base multiplies. "exact" decodes the int8 weight for the input's gradient; "fast" quantizes the rows of the output's
 gradient and multiplies codes by codes, as SwitchBack does for its input gradients (arXiv 2304.13013).
 
-Two yardsticks. For a curve: the float32 run again, with other initial adapters, a difference that nobody minds. For a
+Two yardsticks. For a curve: the float32 run again, with other initial adapters, the difference that chance makes. For a
 gradient, step by step: its distance to the one of the next batch, and to the one that a float32 base gives.
 
 A small model has no outliers, so one case brings them in. Some gains of the norms are multiplied by 20, and the columns
