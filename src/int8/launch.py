@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import TritonError
 
-from int8.int_mm import CUDA_MIN_ROWS, CUDA_MULTIPLE, padded_int_mm
+from int8.int_mm import integer_product
 from int8.kernels import mark_kernel, product_kernel, quantize_kernel, scale_kernel, transpose_kernel
 from int8.quantize import INT8_MAX
 
@@ -180,7 +180,7 @@ def multiply(
         scales = (absmax, weight_absmax)
         options = {**beside.precisions(), **UNFUSED, "BLOCK_THIN": THIN}
         if way.tiles is None:
-            product = padded_int_mm(codes, weight, min_rows=CUDA_MIN_ROWS, multiple=CUDA_MULTIPLE)
+            product = integer_product(codes, weight)  # by `torch._int_mm` where that is exact
             m, n = 64, 128
             scale_kernel[_tiles(rows, m), _tiles(columns, n)](
                 product, product.stride(0), weight, rows, columns, inner, *scales, *beside.arguments(), output,
