@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -122,10 +123,10 @@ def _peft(case: Case, *, int8: bool) -> nn.ModuleList:
 
 def _ways(case: Case) -> dict[str, Contender]:
     """Each way to multiply that `Int8Linear` chooses from on a GPU; none where Triton is not installed."""
-    try:
-        from int8 import launch
-    except ImportError:
+    if find_spec("triton") is None:
         return {}
+    from int8 import launch
+
     layers = partial(_each, case, Int8Linear.from_linear)
     contenders = {}
     for way in launch.ways(len(case.x), turned=False):
