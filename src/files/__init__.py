@@ -1,16 +1,21 @@
 """Files on disk: what is read is not trusted, what is written is whole. Below every other package; imports none.
 
+errors.py    FileError and its three kinds: damaged, unsafe, unsuitable
 tensors.py   a tensor that lies elsewhere, and safetensors' names of dtypes
-reading.py   JSON, safetensors, torch's pickles: damage is a ValueError that names the file, and no code runs
+reading.py   JSON, safetensors, torch's pickles: damage is a FileError, and no code runs
+             safetensors_header.py, pickles.py, pickle_structure.py: what is checked before anything is built
 writing.py   one file, a set of files, a directory: after a crash or on a full disk the old one or the new, never half
+locks.py     what a living process writes, told from what a killed one left
 """
 
+from files.errors import DamagedFileError, FileError, UnsafeFileError, UnsuitableFileError, printable, shown
 from files.reading import (
     open_tensor_file,
     read_json_object,
     read_pickle,
     read_pickled_tensors,
     read_safetensors,
+    require_regular_file,
     sha256_of,
 )
 from files.tensors import SAFETENSORS_DTYPES, StoredTensor
@@ -27,15 +32,22 @@ from files.writing import (
 
 __all__ = [
     "SAFETENSORS_DTYPES",
+    "DamagedFileError",
+    "FileError",
     "StoredTensor",
+    "UnsafeFileError",
+    "UnsuitableFileError",
     "json_text",
     "open_tensor_file",
+    "printable",
     "read_json_object",
     "read_pickle",
     "read_pickled_tensors",
     "read_safetensors",
     "remove_folder",
+    "require_regular_file",
     "sha256_of",
+    "shown",
     "staged_files",
     "sync",
     "whole_folder",

@@ -1,51 +1,88 @@
-"""Reading files that nobody vouches for. Damage of any kind is a ValueError that names the file and what to do.
+"""Reading files that nobody vouches for. What is wrong with one is a `FileError` that names it and what to do.
 
-Pickles go through torch's restricted unpickler, which builds tensors and plain containers and nothing else, and only
-after the zip archive around them was found to be uncompressed and no larger inside than the file itself: so nothing is
-allocated that is not there. Torch before 1.6 wrote no archive; such a file states sizes that nothing can check before
-they are allocated, and is refused everywhere.
+Only regular files are read: a pipe would block, a device would never end. A safetensors file's header is checked whole
+before the library maps the file (`safetensors_header`); a pickle is looked through before torch builds anything from it
+(`pickles`, `pickle_structure`). So nothing is allocated that is not there, and no code runs.
 
 A file that is not there is the system's FileNotFoundError, which names it too.
 """
 
 import hashlib
 import json
-import struct
-import zipfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from files.tensors import SAFETENSORS_DTYPES, StoredTensor
+from files.errors import DamagedFileError, UnsafeFileError, UnsuitableFileError
+from files.pickles import check_pickle, load_pickle
+from files.safetensors_header import read_header
+from files.tensors import StoredTensor
 
 REMAP_BYTES = 64 * 2**20
-ZIP_SIGNATURE = b"PK\x03\x04"
+LARGEST_JSON = 100_000_000
+"""Bytes. Python's objects take some ten times as many."""
+
+
+def require_regular_file(path: Path) -> int:
+    """The size in bytes of a file that can be read to its end.
+
+    Raises:
+        UnsuitableFileError: it is a directory, a pipe, a device.
+        FileNotFoundError: it is not there.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise UnsuitableFileError(f"it is {kind}, not a regular file", file=path, remedy="give the file itself")
+    return status.st_size
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file's top-level object. A byte order mark is passed over.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, or not an object.
+        DamagedFileError: it is not UTF-8, not JSON, or not an object.
+        UnsafeFileError: it is larger than `LARGEST_JSON`.
+        UnsuitableFileError: it is not a regular file.
     """
+    if (size := require_regular_file(path)) > LARGEST_JSON:
+        raise UnsafeFileError(
+            f"it has {size} bytes, more than the {LARGEST_JSON} that are read as JSON",
+            file=path,
+            remedy="is it the right file?",
+        )
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        with _naming(path):
+            text = path.read_bytes()
+        content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, brackets nested without end
-        raise ValueError(f"{path}: not valid JSON ({error}); save or download it again") from error
+        raise DamagedFileError(
+            f"it is not valid JSON ({error})", file=path, remedy="save or download it again"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+        raise DamagedFileError(
+            f"it must hold a JSON object, not a {type(content).__name__}",
+            file=path,
+            remedy="save or download it again",
+        )
     return content
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
+    """The file's SHA-256, in hexadecimal.
+
+    Raises:
+        UnsuitableFileError: it is not a regular file.
+    """
+    require_regular_file(path)
+    with _naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -61,7 +98,7 @@ def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
     the whole file.
 
     Raises:
-        ValueError: the file is damaged, or holds anything but named tensors.
+        FileError: the file is damaged, or holds anything but named tensors.
     """
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 
@@ -70,7 +107,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 
     Raises:
-        ValueError: its header is damaged, does not agree with the file's size, or names an unsupported dtype.
+        FileError: its header is damaged, does not agree with the file's size, or names an unsupported dtype.
     """
     return {name: stored.read() for name, stored in _open_safetensors(path).items()}
 
@@ -79,36 +116,34 @@ def read_pickled_tensors(path: Path, *, mmap: bool = False) -> dict[str, Tensor]
     """All tensors of a file in which `torch.save` put a dictionary of them.
 
     Raises:
-        ValueError: as for `read_pickle`; or it holds anything but named dense tensors.
+        FileError: as for `read_pickle`; or it holds anything but named dense tensors.
     """
-    content = read_pickle(path, mmap=mmap)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a dictionary of tensors, not a {type(content).__name__}")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise ValueError(f"{path} must hold named dense tensors, but {name!r} is a {_kind(tensor)}")
-    return dict(content)
+    return _named_tensors(path, read_pickle(path, mmap=mmap))
 
 
 def read_pickle(path: Path, *, mmap: bool = False) -> Any:
-    """What `torch.save` put into a file, on the CPU: tensors and plain containers, never code.
+    """What `torch.save` put into a file, on the CPU: dense tensors and plain containers, never code.
 
     Args:
         mmap: leave the tensors in the file's pages until they are used.
 
     Raises:
-        ValueError: it is damaged, from torch before 1.6, larger inside than outside, or more than plain tensors.
+        FileError: it is damaged, from torch before 1.6, larger inside than outside, or more than plain tensors.
     """
-    _check_archive(path)
+    require_regular_file(path)
+    check_pickle(path)
+    return load_pickle(path, mmap=mmap)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give the system's error the name of the file: a read(2) that fails knows none."""
     try:
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # an unpickler fed with hostile bytes raises whatever those bytes provoke
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{path} is refused: it is damaged, or more than plain tensors, and no code is run from it ({reason[0]})"
-        ) from error
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -116,25 +151,37 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with _safetensors(path) as file:
             return file.get_tensor(name)
 
-    tensors = {}
-    with _safetensors(path) as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            header = file.get_slice(name)
-            dtype = SAFETENSORS_DTYPES.get(header.get_dtype())
-            if dtype is None:
-                raise ValueError(f"{path}: {name} has the unsupported dtype {header.get_dtype()}")
-            tensors[name] = StoredTensor(tuple(header.get_shape()), dtype, partial(read, name))
-    return tensors
+    require_regular_file(path)
+    entries = read_header(path)
+    with _safetensors(path):
+        pass  # what the library finds besides, it finds now
+    return {name: StoredTensor(entry.shape, entry.dtype, partial(read, name)) for name, entry in entries.items()}
 
 
 @contextmanager
 def _safetensors(path: Path) -> Iterator[Any]:
-    """The file, opened: its header and its size agree."""
+    """The file, mapped by the library."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): download or save it again") from error
+        raise DamagedFileError(
+            f"it is not a whole safetensors file ({error})", file=path, remedy="download or save it again"
+        ) from error
+
+
+def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    def refused(found: str) -> UnsuitableFileError:
+        return UnsuitableFileError(
+            f"it must hold a dictionary of named tensors, {found}", file=path, remedy="save a state_dict"
+        )
+
+    if not isinstance(content, dict):
+        raise refused(f"not a {type(content).__name__}")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise refused(f"but {name!r} is a {type(tensor).__name__}")
+    return content
 
 
 def _open_pickle(path: Path) -> dict[str, StoredTensor]:
@@ -148,37 +195,10 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
             open_maps.clear()
             bytes_read = 0
         if not open_maps:
-            open_maps.append(read_pickled_tensors(path, mmap=True))
+            open_maps.append(_named_tensors(path, load_pickle(path, mmap=True)))
         bytes_read += open_maps[0][name].nbytes
         return open_maps[0][name]
 
     return {
         name: StoredTensor(tuple(tensor.shape), tensor.dtype, partial(read, name)) for name, tensor in mapped.items()
     }
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what is no zip archive, and one that unpacks to more than is there (records may share their bytes)."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            # By these bytes torch tells an archive; zipfile would also find one behind something else.
-            if file.read(len(ZIP_SIGNATURE)) != ZIP_SIGNATURE:
-                raise zipfile.BadZipFile("it does not begin as one")
-            with zipfile.ZipFile(file) as archive:
-                records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
-        raise ValueError(
-            f"{path} is not a whole zip archive ({error}): download or save it again; if it is from torch before 1.6, "
-            "save it anew with a later one"
-        ) from error
-    if compressed := [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]:
-        raise ValueError(
-            f"{path} is refused: its records are compressed ({compressed[0]}), which torch.save never does"
-        )
-    if (claimed := sum(record.file_size for record in records)) > size:
-        raise ValueError(f"{path} is refused: its records claim to be larger ({claimed} bytes) than the file ({size})")
-
-
-def _kind(value: object) -> str:
-    return f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__

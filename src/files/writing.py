@@ -1,29 +1,35 @@
 """Writing files so that an interruption, a power cut included, leaves the old ones or the new ones, never a half.
 
 The order is the same everywhere: write under a name that nobody reads, force to the disk, rename, force the directory
-to the disk, which holds the names. Directories that an interrupted process left behind are removed by the next one.
+to the disk, which holds the names. What a killed process left is removed by the next; a living one's drafts are locked.
 
     write_whole     one small file
     staged_files    several files that belong together, into a directory that holds others
-    whole_folder    a directory that appears complete
+    whole_folder    a directory that appears complete; `drafted` and `publish` are its two halves
 """
 
+import errno
+import glob
 import json
 import os
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from files.locks import is_locked, locked, locked_draft
 from files.tensors import SAFETENSORS_DTYPES, StoredTensor
 
 PREFIX = ".saving-"
+REPLACED, REMOVED = f"{PREFIX}replaced-", f"{PREFIX}removed-"
+"""Names of directories on their way out: the first comes back if its successor never came, the second never."""
+
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 ALIGNMENT = 64
 """Bytes in a cache line, and in the widest vector register."""
@@ -38,10 +44,15 @@ def write_whole(path: Path, content: bytes) -> None:
     # Two processes that write the same file must not mix: one of them wins.
     draft = path.with_name(f"{PREFIX}{path.name}.{os.getpid()}")
     try:
-        with _naming(path):
-            draft.write_bytes(content)
-            sync(draft)
-            os.replace(draft, path)
+        with naming(path):
+            for leftover in path.parent.glob(f"{glob.escape(f'{PREFIX}{path.name}.')}*"):
+                with suppress(FileNotFoundError), locked(leftover) as nobodys:
+                    if nobodys:
+                        leftover.unlink(missing_ok=True)
+            with locked_draft(draft):
+                draft.write_bytes(content)
+                sync(draft, named=path)
+                os.replace(draft, path)
             sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
@@ -65,11 +76,11 @@ def staged_files(folder: Path, *, last: str, stale: Sequence[str] = ()) -> Itera
         OSError: the system refuses (a full disk, say); the message names the directory, and the old files are there.
     """
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
+    make_folder(folder)
+    settle(folder)
     staging = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
     try:
-        with _naming(folder):
+        with naming(folder), locked(staging):
             yield staging
             _commit(staging, folder, last, stale)
     finally:
@@ -83,7 +94,7 @@ def _commit(staging: Path, folder: Path, last: str, stale: Sequence[str]) -> Non
     others = [name for name in names if name != last]
     old = [file for pattern in stale for file in folder.glob(pattern) if file.name not in names]
     for name in names:
-        sync(staging / name)
+        sync(staging / name, named=folder)
     if len(others) > 1 or old or not _same(staging / last, folder / last):
         (folder / last).unlink(missing_ok=True)
         sync(folder)
@@ -98,44 +109,110 @@ def _commit(staging: Path, folder: Path, last: str, stale: Sequence[str]) -> Non
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give the block a directory to write files into, which becomes `folder` when it ends well and is dropped when not.
+    """Give the block a directory to write files into, which becomes `folder` when it ends well and is dropped when not;
+    errors are those of `drafted`."""
+    with drafted(folder) as draft:
+        yield draft
+        publish(draft, folder)
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """Give the block a directory that nobody reads, beside `folder`; afterwards it is removed, unless published.
 
     Raises:
+        FileExistsError: another process is writing the same directory.
         OSError: the system refuses (a full disk, say); the message names the directory.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear(folder.parent)
-    draft = folder.with_name(f"{PREFIX}{folder.name}")
+    make_folder(folder.parent)
+    settle(folder.parent)
+    draft = draft_of(folder)
+    if draft.exists():
+        raise FileExistsError(errno.EEXIST, "another process is saving here at this moment", str(folder))
     draft.mkdir()
     try:
-        with _naming(folder):
+        with naming(folder), locked(draft):
             yield draft
-            for file in sorted(draft.iterdir()):
-                sync(file)
-            sync(draft)
-            doomed = _set_aside(folder) if folder.exists() else None
-            os.replace(draft, folder)
-            sync(folder.parent)
-            if doomed is not None:
-                shutil.rmtree(doomed)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def draft_of(folder: Path) -> Path:
+    """Where `folder` is written before it gets its name."""
+    return folder.with_name(f"{PREFIX}{folder.name}")
+
+
+def publish(draft: Path, folder: Path) -> None:
+    """Force a directory of files to the disk and give it its name; one that has the name already makes room.
+
+    Interrupted between the two renames that this takes, the old directory comes back by `settle`.
+    """
+    for file in sorted(draft.iterdir()):
+        sync(file)
+    sync(draft)
+    replaced = folder.with_name(f"{REPLACED}{folder.name}")
+    if folder.exists():
+        os.replace(folder, replaced)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        settle(folder.parent)
+        raise
+    sync(folder.parent)
+    if replaced.exists():
+        remove_folder(replaced)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a directory with all that is in it, so that an interruption never leaves half of it under its name."""
-    doomed = _set_aside(folder)
+    doomed = folder.with_name(f"{REMOVED}{folder.name.removeprefix(REPLACED)}")
+    if doomed.exists():  # half removed, by a process that was killed
+        shutil.rmtree(doomed)
+    os.replace(folder, doomed)
     sync(folder.parent)
     shutil.rmtree(doomed)
 
 
-def sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def settle(folder: Path) -> None:
+    """Undo, in a directory, what interrupted processes left: drafts are removed, what was never replaced comes back."""
+    for leftover in sorted(folder.glob(f"{PREFIX}*")):
+        if not leftover.is_dir() or is_locked(leftover):
+            continue
+        name = leftover.name.removeprefix(REPLACED)
+        if name == leftover.name:
+            shutil.rmtree(leftover)
+        elif (folder / name).exists():
+            remove_folder(leftover)
+        else:
+            os.replace(leftover, folder / name)
+            sync(folder)
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Refuse to begin what would not fit on the disk that holds `folder` (which need not be there yet).
+
+    Raises:
+        OSError: ENOSPC, as the disk would say later; with both numbers and the directory.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    if n_bytes > usage.free and usage.total:  # some network file systems do not say how large they are
+        problem = f"{os.strerror(errno.ENOSPC)}: {n_bytes:,} bytes are needed, {usage.free:,} are free; make room"
+        raise OSError(errno.ENOSPC, problem, str(folder))
+
+
+def sync(path: Path, *, named: Path | None = None) -> None:
+    """Force a file or directory to the disk.
+
+    Args:
+        named: what an error names; of a draft, the file that it will be.
+    """
+    with naming(named or path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # --- Formats; none of these is durable by itself ---
@@ -204,28 +281,20 @@ def write_pickle(path: Path, content: object) -> None:
 # --- Parts ---
 
 
-def _set_aside(folder: Path) -> Path:
-    """Give a directory a name under which nobody looks for it."""
-    aside = folder.with_name(f"{PREFIX}old-{folder.name}")
-    if aside.exists():  # half removed, by a process that was killed
-        shutil.rmtree(aside)
-    os.replace(folder, aside)
-    return aside
+def make_folder(folder: Path) -> None:
+    """Make a directory that may be there already; the names of those made are on the disk afterwards."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync(made.parent)
 
 
 def _same(a: Path, b: Path) -> bool:
     return b.is_file() and a.read_bytes() == b.read_bytes()
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote."""
-    for leftover in folder.glob(f"{PREFIX}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-
-
 @contextmanager
-def _naming(target: Path) -> Iterator[None]:
+def naming(target: Path) -> Iterator[None]:
     """Say what was being saved where the system's error names no file."""
     try:
         yield

@@ -8,7 +8,20 @@ of LLaMA-2 are from arXiv 2307.09288, that of TinyLlama from arXiv 2401.02385.
 """
 
 import math
+import sys
 from dataclasses import dataclass, fields
+
+CEILINGS = {
+    "vocab_size": 2**24,
+    "dim": 2**18,
+    "n_layers": 1024,
+    "n_heads": 2**12,
+    "n_kv_heads": 2**12,
+    "hidden_dim": 2**20,
+    "max_seq_len": 2**31,
+}
+"""The largest sizes that are taken: at least eight times those of any published LLaMA (3.1's 405B has 126 blocks of
+width 16,384). A shape may come from a file that nobody vouches for: the bare skeleton of 2⁶² blocks would not end."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class LlamaConfig:
         tie_embeddings: whether the output head shares the embedding's weight.
 
     Raises:
-        ValueError: a size is not positive, or heads do not divide.
+        ValueError: a size is not a whole number from 1 to its `CEILINGS`, or heads do not divide.
 
     >>> LlamaConfig.named("7B").hidden_dim, LlamaConfig.named("7B").n_parameters
     (11008, 6738415616)
@@ -47,9 +60,7 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "tie_embeddings" and not 0 < value < math.inf:
-                raise ValueError(f"LlamaConfig: {field.name} = {value!r} must be positive and finite")
+            check_size(field.name, getattr(self, field.name), "LlamaConfig")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise ValueError(
                 f"LlamaConfig: dim = {self.dim} over n_heads = {self.n_heads} must give a whole, even head size "
@@ -83,6 +94,23 @@ class LlamaConfig:
         if name not in NAMED:
             raise ValueError(f"no LLaMA is named {name!r}; the names are {', '.join(NAMED)}")
         return NAMED[name]
+
+
+def check_size(name: str, value: object, origin: str) -> None:
+    """Raise a ValueError unless `value` is one that the field `name` of a `LlamaConfig` can have.
+
+    >>> check_size("dim", 2**62, "config.json")
+    Traceback (most recent call last):
+    ValueError: config.json: dim = 4611686018427387904 must be a whole number from 1 to 262144
+    """
+    if name == "tie_embeddings":
+        if not isinstance(value, bool):
+            raise ValueError(f"{origin}: {name} = {value!r} must be True or False")
+    elif ceiling := CEILINGS.get(name):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= ceiling:
+            raise ValueError(f"{origin}: {name} = {value!r} must be a whole number from 1 to {ceiling}")
+    elif not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{origin}: {name} = {value!r} must be positive and finite")
 
 
 def swiglu_hidden_dim(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:

@@ -19,15 +19,22 @@ as a space; with a model trained without byte fallback, unknown characters; with
 that changes.
 """
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from files import DamagedFileError, UnsafeFileError, UnsuitableFileError, shown
+
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
 TOKENIZER_FILE = "tokenizer.model"
 """What the file is called that lies beside a checkpoint's weights."""
+LARGEST_FILE = 64_000_000
+"""Bytes; the largest published vocabularies (256,000 pieces) take 4 to 5 million."""
+ANEW = f"copy the model's {TOKENIZER_FILE} (LLaMA's has 499,723 bytes)"
 
 
 class Tokenizer:
@@ -42,20 +49,31 @@ class Tokenizer:
         pad_id: the trained pad id, or unk_id where there is none. `decode` drops it.
 
     Raises:
-        ValueError: no such file, or not a SentencePiece model.
+        UnsuitableFileError: no such file.
+        DamagedFileError: not a whole SentencePiece model, or one whose pieces are no text.
+        UnsafeFileError: larger than `LARGEST_FILE`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        processor = _load(Path(path))
+        file = _existing_file(Path(path))
+        processor = _load(file)
         self._processor = processor
         self.vocab_size: int = processor.vocab_size()
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
         self.unk_id: int = processor.unk_id()
         self.pad_id: int = processor.pad_id() if processor.pad_id() >= 0 else self.unk_id
-        self._pieces: list[str] = processor.id_to_piece(list(range(self.vocab_size)))
-        self._bytes = [self._piece_bytes(token_id) for token_id in range(self.vocab_size)]
-        self._dummy_prefix = processor.encode("a", out_type=str)[0].startswith(SPACE)
+        try:
+            self._pieces: list[str] = processor.id_to_piece(list(range(self.vocab_size)))
+            self._bytes = [self._piece_bytes(token_id) for token_id in range(self.vocab_size)]
+            # A normalisation may leave nothing of the letter.
+            self._dummy_prefix = "".join(processor.encode("a", out_type=str)).startswith(SPACE)
+        except (RuntimeError, ValueError) as error:  # a piece that is not UTF-8, a byte's that is not <0x00> to <0xFF>
+            raise DamagedFileError(f"its pieces cannot be used ({error})", file=file, remedy=ANEW) from error
+
+    def digest(self) -> str:
+        """A short name for the model's content, wherever its file lies."""
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:16]
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of `text`, with the control ids asked for around them.
@@ -109,6 +127,8 @@ class Tokenizer:
             return b""
         piece = self._pieces[token_id]
         if self._processor.is_byte(token_id):  # "<0x0A>"
+            if not re.fullmatch("<0x[0-9A-F]{2}>", piece):
+                raise ValueError(f"{shown(piece)} is said to be a byte")
             return bytes([int(piece[1:-1], base=16)])
         return piece.replace(SPACE, " ").encode("utf-8")
 
@@ -119,19 +139,29 @@ class Tokenizer:
         return [token_id] if wanted else []
 
 
-def _load(path: Path) -> SentencePieceProcessor:
+def _existing_file(path: Path) -> Path:
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(
-            f"no tokenizer at {file}: give the SentencePiece model (usually {TOKENIZER_FILE}) or its directory"
+        raise UnsuitableFileError(
+            f"it holds no {TOKENIZER_FILE}" if path.is_dir() else "there is no tokenizer",
+            file=path,
+            remedy=f"give the SentencePiece model (usually {TOKENIZER_FILE}) or its directory",
         )
+    return file
+
+
+def _load(file: Path) -> SentencePieceProcessor:
+    if (size := file.stat().st_size) > LARGEST_FILE:
+        raise UnsafeFileError(f"it has {size:,} bytes, more than the {LARGEST_FILE:,} read", file=file, remedy=ANEW)
     try:
         processor = SentencePieceProcessor(model_proto=file.read_bytes())
-    except (RuntimeError, UnicodeDecodeError):
-        raise ValueError(
-            f"{file} ({file.stat().st_size:,} bytes) is not a SentencePiece model (nor is a tokenizer.json, or a Git "
-            f"LFS pointer): copy the model's {TOKENIZER_FILE} (LLaMA's has 499,723 bytes)"
+        n_pieces = processor.vocab_size()
+    except (RuntimeError, ValueError):
+        raise DamagedFileError(
+            f"its {size:,} bytes are not a SentencePiece model (nor is a tokenizer.json, or a Git LFS pointer)",
+            file=file,
+            remedy=ANEW,
         ) from None
-    if processor.vocab_size() == 0:
-        raise ValueError(f"{file} holds no pieces: an empty or cut file; copy it again")
+    if n_pieces == 0:
+        raise DamagedFileError("it holds no pieces: an empty or cut file", file=file, remedy=ANEW)
     return processor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from files import UnsuitableFileError, shown
 from lora.config import LoraConfig
 from lora.files import read_settings, read_tensors, write_adapter_files
 from lora.inject import add_lora, foreign_names, lora_layers, match_targets, require_lora_layers
@@ -90,8 +91,9 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
         The model given.
 
     Raises:
-        ValueError: the directory is damaged, its adapter is for another model, or it uses what this project does not
+        FileError: the directory is damaged, its adapter is for another model, or it uses what this project does not
             compute. The message names file and reason; the model is then unchanged.
+        ValueError: the model is wrapped.
     """
     _refuse_wrapped(model)
     folder = Path(folder)
@@ -104,8 +106,10 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
         _check_agrees(model, names, config)
     except ValueError as error:
         made_for = settings.get("base_model_name_or_path")
-        origin = f" (made for {made_for})" if made_for else ""
-        raise ValueError(f"{path}{origin} cannot be loaded into this {type(model).__name__}: {error}") from error
+        origin = f" (made for {made_for if isinstance(made_for, str) else shown(made_for)})" if made_for else ""
+        raise UnsuitableFileError(
+            f"the adapter{origin} cannot be loaded into this {type(model).__name__}: {error}", file=path
+        ) from error
 
     if not any(lora_layers(model)):
         add_lora(model, config, generator=torch.Generator())  # overwritten at once: leave the global generator alone
@@ -152,7 +156,8 @@ def _check_tensors(expected: Shapes, tensors: dict[str, Tensor], r: int) -> None
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the file, but model and settings (r = {r}) need {expected[name]}"
+                f"{name} is {tuple(tensor.shape)} in the file, but model and settings (r = {shown(r)}) need "
+                f"{expected[name]}: find the base it was made for"
             )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{name} is not all finite floating-point numbers: the adapter is spoilt")

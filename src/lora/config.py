@@ -4,6 +4,8 @@ import math
 import sys
 from dataclasses import dataclass
 
+from files import shown
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -35,7 +37,7 @@ class LoraConfig:
         if isinstance(self.targets, str):
             raise ValueError(f"LoRA targets must be a sequence of names, got the string {self.targets!r}: wrap it")
         if not self.targets or not all(isinstance(name, str) and name for name in self.targets):
-            raise ValueError(f"LoRA targets must name at least one module, got {self.targets!r}: try ('wq', 'wv')")
+            raise ValueError(f"LoRA targets must name at least one module, got {shown(self.targets)}: try ('wq', 'wv')")
         # A list (from JSON or TOML) would make the frozen value unhashable; a name given twice says nothing more.
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))
 
@@ -57,11 +59,11 @@ def lora_scaling(r: int, alpha: float, rslora: bool) -> float:
 def check_hyperparameters(r: int, alpha: float, dropout: float) -> None:
     """Raise a ValueError that names whichever of an adapter's numbers is out of range."""
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ValueError(f"LoRA rank r = {r!r} must be a whole number from 1 up")
+        raise ValueError(f"LoRA rank r = {shown(r)} must be a whole number from 1 up")
     if not _is_real(alpha) or not 0 < alpha <= sys.float_info.max:
-        raise ValueError(f"LoRA alpha = {alpha!r} must be positive and finite")
+        raise ValueError(f"LoRA alpha = {shown(alpha)} must be positive and finite")
     if not _is_real(dropout) or not 0 <= dropout < 1:
-        raise ValueError(f"LoRA dropout = {dropout!r} must lie in [0, 1): at 1 the adapter would see nothing")
+        raise ValueError(f"LoRA dropout = {shown(dropout)} must lie in [0, 1): at 1 the adapter would see nothing")
 
 
 def _is_real(value: object) -> bool:

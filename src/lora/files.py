@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from files import (
+    DamagedFileError,
     StoredTensor,
+    UnsuitableFileError,
     json_text,
     read_json_object,
     read_pickled_tensors,
@@ -33,14 +35,16 @@ def write_adapter_files(folder: Path, settings: Mapping[str, Any], tensors: Mapp
     folder that is refused, never old settings beside new weights.
 
     Raises:
-        ValueError: what was read back is not what was written (a failing disk); the earlier files are still there.
+        DamagedFileError: what was read back is not what was written; the earlier files are still there.
         OSError: the system's reason, such as a full disk; likewise.
     """
     with staged_files(folder, last=CONFIG_FILE) as staging:
         write_safetensors(staging / WEIGHTS_FILE, {name: StoredTensor.of(tensor) for name, tensor in tensors.items()})
         (staging / CONFIG_FILE).write_bytes(json_text(settings))
         if (changed := difference(tensors, read_safetensors(staging / WEIGHTS_FILE))) is not None:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: {changed} did not survive being written; check the disk")
+            raise DamagedFileError(
+                f"{changed} did not survive being written", file=folder / WEIGHTS_FILE, remedy="check the disk"
+            )
 
 
 def difference(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str | None:
@@ -62,13 +66,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The folder's `adapter_config.json`.
 
     Raises:
-        ValueError: it is missing, or not a JSON object.
+        UnsuitableFileError: it is missing.
+        DamagedFileError: it is not a JSON object.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such directory"
-        raise ValueError(
-            f"{path} is missing ({found or 'an empty directory'}): name a directory written by save_adapter"
+        raise UnsuitableFileError(
+            f"{path} is missing ({found or 'an empty directory'})",
+            file=folder,
+            remedy="name a directory written by save_adapter",
         )
     return read_json_object(path)
 
@@ -77,18 +84,23 @@ def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The file that holds the folder's weights, and what is in it. safetensors wins over the older `.bin`.
 
     Raises:
-        ValueError: no such file; it is damaged, or holds something other than named dense tensors, or none at all.
+        FileError: no such file; it is damaged, or holds something other than named dense tensors, or none at all.
     """
     readers = {folder / WEIGHTS_FILE: read_safetensors, folder / OLD_WEIGHTS_FILE: read_pickled_tensors}
     path = next((path for path in readers if path.is_file()), None)
     if path is None:
-        raise ValueError(f"{folder} has no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}: the adapter's weights are missing")
+        raise UnsuitableFileError(
+            f"it has no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}: the adapter's weights are missing",
+            file=folder,
+            remedy="copy them there",
+        )
     tensors = readers[path](path)
     if not tensors:
-        raise ValueError(
-            f"{path} holds no tensors ({path.stat().st_size} bytes): nothing that was trained is in it. Files of 443 "
+        raise UnsuitableFileError(
+            f"it holds no tensors ({path.stat().st_size} bytes): nothing that was trained is in it. Files of 443 "
             "bytes came from training scripts that overrode model.state_dict(): PEFT then looked for full names in a "
-            "dictionary that had shortened ones, found none, and saved an empty one. Look for weights in that run's "
-            "checkpoint directories, or train again"
+            "dictionary that had shortened ones, found none, and saved an empty one",
+            file=path,
+            remedy="look for weights in that run's checkpoint directories, or train again",
         )
     return path, tensors

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from lora.config import LoraConfig
 from lora.layer import LoraLinear, is_linear_like
 
+SUGGESTED = 4
+"""Of how many unknown targets the nearest name is sought: each takes a comparison with all names there are."""
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -159,8 +162,10 @@ def _no_match(targets: list[str], foreign: dict[str, str]) -> str:
     short = {own.rpartition(".")[2]: key.rpartition(".")[2] for own, key in foreign.items()}
     candidates = [*short, *short.values(), *foreign, *foreign.values()]
     complaints = []
-    for target in targets:
+    for target in targets[:SUGGESTED]:
         near = difflib.get_close_matches(target, candidates, n=1)
         complaints.append(repr(target) + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if len(targets) > SUGGESTED:
+        complaints.append(f"and {len(targets) - SUGGESTED} more")
     available = ", ".join(own if own == key else f"{own} = {key}" for own, key in short.items())
     return f"no linear module is named by the LoRA target {', '.join(complaints)}; available: {available}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from files import shown
 from lora.config import LoraConfig
 from lora.inject import Slot, adapter_layout, foreign_names
 
@@ -46,6 +47,8 @@ UNDERSTOOD = {
 # Initialisations that leave the base's weights as they are; others (PiSSA, OLoRA, LoftQ, CorDA) subtract the adapter
 # from the base first, and their tensors fit only that changed base.
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+MOST_TARGETS = 10_000
+"""Names in the list of targets; in full names every linear module of a 65B is 560."""
 
 
 def tensor_name(foreign: str, matrix: str) -> str:
@@ -93,13 +96,17 @@ def config_from_settings(settings: dict[str, Any], tensor_names: list[str]) -> L
         suffix = tensor_name("", "A").removeprefix(PREFIX)
         targets = [name.removeprefix(PREFIX).removesuffix(suffix) for name in tensor_names if name.endswith(suffix)]
     if not isinstance(targets, list):
-        raise ValueError(f"target_modules must be a list of names, found {targets!r}")
+        raise ValueError(f"target_modules must be a list of names, found {shown(targets)}")
+    if len(targets) > MOST_TARGETS:
+        raise ValueError(f"target_modules has {len(targets)} names, more than {MOST_TARGETS}: is it damaged?")
+    if not isinstance(rslora := settings.get("use_rslora", False), bool | None):
+        raise ValueError(f"use_rslora = {shown(rslora)} must be true or false")
     return LoraConfig(
         r=settings["r"],
         alpha=settings["lora_alpha"],
-        dropout=settings.get("lora_dropout") or 0.0,
+        dropout=0.0 if settings.get("lora_dropout") is None else settings["lora_dropout"],
         targets=tuple(targets),
-        rslora=bool(settings.get("use_rslora")),
+        rslora=bool(rslora),
     )
 
 
@@ -111,13 +118,15 @@ def unsupported_settings(settings: dict[str, Any]) -> list[str]:
     """
     problems = []
     if settings.get("peft_type") != "LORA":
-        problems.append(f"peft_type = {settings.get('peft_type')!r}, but only 'LORA' adapters can be loaded")
+        problems.append(f"peft_type = {shown(settings.get('peft_type'))}, but only 'LORA' adapters can be loaded")
     if settings.get("bias") not in (None, "none"):
-        problems.append(f"bias = {settings['bias']!r} is not supported: it trained biases, which LLaMA lacks")
+        problems.append(f"bias = {shown(settings['bias'])} is not supported: it trained biases, which LLaMA lacks")
     if (init := settings.get("init_lora_weights")) not in PLAIN_INITS:
-        problems.append(f"init_lora_weights = {init!r} changed the base's weights: convert the adapter to plain LoRA")
+        problems.append(
+            f"init_lora_weights = {shown(init)} changed the base's weights: convert the adapter to plain LoRA"
+        )
     unknown = sorted(name for name in settings.keys() - HARMLESS - UNDERSTOOD if _is_set(settings[name]))
-    return problems + [f"{name} = {settings[name]!r} is not supported" for name in unknown]
+    return problems + [f"{name} = {shown(settings[name])} is not supported" for name in unknown]
 
 
 def target_modules(model: nn.Module, adapted: list[str]) -> list[str]:

@@ -6,7 +6,6 @@
 A model asked in other words than it was trained on answers worse, and nothing else in the files would say so.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def copy_companions(to: Path, *, tokenizer: Path, prompts: Sequence[Path] = ()) 
     missing = []
     for name, source in sources.items():
         if source is not None and source.is_file():
-            shutil.copyfile(source, to / name)
+            write_whole(to / name, source.read_bytes())
         else:
             missing.append(name)
     return missing

@@ -20,7 +20,7 @@ replaces them by `convert.py` or a download puts new files into their place, and
 Letters: N output features, K input features.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from files import StoredTensor, read_json_object
+from files import DamagedFileError, StoredTensor, UnsuitableFileError, read_json_object, shown
 from int8 import THRESHOLD, Int8Linear
 from llama import Llama, LlamaConfig
 from llama.checkpoint import hf_config_dict, open_checkpoint
 from llama.checkpoint.configs import QUANTIZED, config_from_hf
+from llama.checkpoint.hf_files import hf_tensors, read_weight_map
 from llama.checkpoint.load import check_float_dtype, is_block_linear, place
 from llama.checkpoint.names import hf_name, hf_rows, parameter_shapes, skeleton
 from llama.checkpoint.progress import transfer_progress
-from llama.checkpoint.read import check_hf_fit, hf_tensors, read_weight_map
+from llama.checkpoint.read import check_depth, check_hf_fit
 from llama.checkpoint.save import MAX_SHARD_BYTES, as_hf, write_hf_tensors
 
 METHOD = "bitsandbytes"
@@ -63,7 +64,7 @@ def write_int8_checkpoint(
         progress: show a bar on a terminal and one closing line anywhere, on stderr.
 
     Raises:
-        ValueError: the source is damaged, incomplete, quantized already or not finite; or an option is out of range.
+        FileError: the source is damaged, incomplete, quantized already or not finite; or an option is out of range.
             Nothing is left in `destination`.
     """
     settings = {
@@ -81,7 +82,7 @@ def write_int8_checkpoint(
     for name, (key, stored) in zip(
         checkpoint.tensors, as_hf(checkpoint.tensors, checkpoint.config).items(), strict=True
     ):
-        tensors |= _quantized(stored, key) if is_block_linear(model, name) else {key: stored}
+        tensors |= _quantized(stored, key, checkpoint.folder) if is_block_linear(model, name) else {key: stored}
     dtype = checkpoint.tensors["tok_embeddings.weight"].dtype
     content = hf_config_dict(checkpoint.config, dtype) | {QUANTIZED: settings}
     write_hf_tensors(
@@ -89,7 +90,7 @@ def write_int8_checkpoint(
     )
 
 
-def _quantized(stored: StoredTensor, key: str) -> dict[str, StoredTensor]:
+def _quantized(stored: StoredTensor, key: str, source: Path) -> dict[str, StoredTensor]:
     """The three tensors that stand for a weight; read once if the codes come first, for the scales come with them."""
     scales: list[Tensor] = []
 
@@ -99,7 +100,7 @@ def _quantized(stored: StoredTensor, key: str) -> dict[str, StoredTensor]:
         try:
             layer = Int8Linear.from_linear(linear)
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
+            raise UnsuitableFileError(f"{key}: {error}", file=source, remedy="name another checkpoint") from error
         scales[:] = [layer.weight_absmax]
         return layer.weight_codes
 
@@ -126,7 +127,7 @@ def is_int8_checkpoint(path: str | Path) -> bool:
     """Whether the config.json in a directory tells of weights as `write_int8_checkpoint` stores them.
 
     Raises:
-        ValueError: the file is damaged.
+        DamagedFileError: the file is.
     """
     file = Path(path) / "config.json"
     return file.is_file() and _is_int8(read_json_object(file).get(QUANTIZED))
@@ -160,7 +161,7 @@ def load_int8_checkpoint(
         The model in evaluation mode.
 
     Raises:
-        ValueError: the directory holds no such checkpoint, or a damaged, incomplete or ill-fitting one.
+        FileError: the directory holds no such checkpoint, or a damaged, incomplete or ill-fitting one.
     """
     check_float_dtype(dtype)
     folder = Path(path)
@@ -202,21 +203,29 @@ def _read_settings(folder: Path) -> tuple[LlamaConfig, float]:
     """Shape and threshold."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no config.json: give the directory of an int8 checkpoint")
+        raise UnsuitableFileError(
+            "it holds no config.json", file=folder, remedy="give the directory of an int8 checkpoint"
+        )
     raw = read_json_object(file)
     config = config_from_hf(raw, str(file), mark=QUANTIZED)
     settings = raw.get(QUANTIZED)
     if not isinstance(settings, dict) or not _is_int8(settings):
-        raise ValueError(
-            f"{file}: {QUANTIZED} = {settings!r} is not the int8 of {METHOD} (load_in_8bit): write such a checkpoint "
-            "from the 16-bit one with convert.py int8"
+        raise UnsuitableFileError(
+            f"{QUANTIZED} = {shown(settings)} is not the int8 of {METHOD} (load_in_8bit)",
+            file=file,
+            remedy="write such a checkpoint from the 16-bit one with convert.py int8",
         )
-    return config, _checked_threshold(settings.get("llm_int8_threshold", THRESHOLD), f"{file}: llm_int8_threshold")
+    try:
+        return config, _checked_threshold(settings.get("llm_int8_threshold", THRESHOLD), "llm_int8_threshold")
+    except ValueError as error:
+        raise UnsuitableFileError(str(error), file=file) from error
 
 
 def _checked_threshold(value: object, what: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{what} = {value!r} must be 0 (no decomposition) or positive: the paper's is {THRESHOLD}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
+        raise ValueError(
+            f"{what} = {shown(value)} must be 0 (no decomposition) or positive: the paper's is {THRESHOLD}"
+        )
     return float(value)
 
 
@@ -224,8 +233,11 @@ def _mapped_tensors(folder: Path, config: LlamaConfig) -> dict[str, Tensor]:
     """All tensors by stored name as views of the mapped files, once headers and scales were found right."""
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} holds no model*.safetensors: download it, or write it with convert.py int8")
+        raise UnsuitableFileError(
+            "it holds no model*.safetensors", file=folder, remedy="download it, or write it with convert.py int8"
+        )
     stored = hf_tensors(folder, weights)
+    check_depth(folder / "config.json", config, stored)
     _check_headers(folder, config, stored)
     index = folder / "model.safetensors.index.json"
     files = {folder / name for name in read_weight_map(index).values()} if index.is_file() else set(weights)
@@ -236,11 +248,14 @@ def _mapped_tensors(folder: Path, config: LlamaConfig) -> dict[str, Tensor]:
             tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     for key, tensor in tensors.items():
         if key.endswith(".SCB") and not (tensor.isfinite() & (tensor >= 0)).all():
-            raise ValueError(f"{folder}: {key} holds NaN, infinite or negative scales: download or write it again")
+            raise DamagedFileError(
+                f"{key} holds NaN, infinite or negative scales", file=folder, remedy="download or write it again"
+            )
         if key.endswith(".weight_format") and tensor.item() != ROW_BY_ROW:
-            raise ValueError(
-                f"{folder}: {key} = {tensor.item()} is an order of a GPU's, not row by row (0): save it again with a "
-                f"newer {METHOD}, or write it from the 16-bit checkpoint with convert.py int8"
+            raise UnsuitableFileError(
+                f"{key} = {tensor.item()} is an order of a GPU's, not row by row (0)",
+                file=folder,
+                remedy=f"save it with a newer {METHOD}, or write it from the 16-bit checkpoint with convert.py int8",
             )
     return tensors
 

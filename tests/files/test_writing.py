@@ -1,17 +1,21 @@
 """Writing: at every instant the old or the new, whole; a full disk leaves what was there and nothing else."""
 
+import errno
 import json
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from power_cut import PowerCut, cut_power
 from safetensors import safe_open
 
+import files.writing
 from files import (
     StoredTensor,
     json_text,
@@ -24,6 +28,8 @@ from files import (
     write_safetensors,
     write_whole,
 )
+from files.locks import locked
+from files.writing import check_space, settle
 
 FULL = OSError(28, "No space left on device")
 
@@ -189,12 +195,33 @@ def test_a_power_cut_leaves_a_whole_folder_or_none(
         found = contents(folder) if folder.exists() else None
         assert found in (old, new, None)
         outcomes.append(found)
+        if folder.parent.exists():
+            settle(folder.parent)
+        assert (contents(folder) if folder.exists() else None) == (found or (old if existing else None))
         write_folder(folder, 2)
         assert contents(folder) == new and [path.name for path in folder.parent.iterdir()] == ["step"]
     assert new in outcomes and outcomes[0] == (old if existing else None)
     assert outcomes.count(None) <= 1 or not existing  # only between two renames
     renames = ["replace"] * (2 if existing else 1)
-    assert [call for call in log if call in ("fsync", "replace")] == ["fsync"] * 3 + renames + ["fsync"]
+    removal = ["replace", "fsync", "rmtree"] if existing else []
+    order = [call for call in log if call in ("fsync", "replace", "rmtree")]
+    # The folder above if it is new; the files and the draft, its name, the folder above; only then the old one goes.
+    assert order == ["fsync"] * (3 if existing else 4) + renames + ["fsync"] + removal + ["rmtree"]
+
+
+def test_the_names_of_new_directories_above_are_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not lose the directory that holds a directory which was forced to the disk."""
+    synced: list[Path] = []
+    monkeypatch.setattr(files.writing, "sync", lambda path, named=None: synced.append(path))
+    write_folder(tmp_path / "run" / "checkpoints" / "step", 1)
+    draft = tmp_path / "run" / "checkpoints" / ".saving-step"
+    assert synced == [tmp_path, tmp_path / "run", draft / "a", draft / "b", draft, tmp_path / "run" / "checkpoints"]
+    synced.clear()
+    with staged_files(tmp_path / "new", last="a") as staging:
+        (staging / "a").touch()
+    assert synced[0] == tmp_path
 
 
 def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
@@ -219,6 +246,75 @@ def test_a_power_cut_never_removes_half_a_folder(tmp_path: Path, monkeypatch: py
         folder.mkdir(exist_ok=True)
         remove_folder(folder)  # what was left behind is no obstacle
         assert list(folder.parent.iterdir()) == []
+
+
+def test_a_living_process_keeps_its_drafts_and_a_dead_one_does_not(tmp_path: Path) -> None:
+    """`settle`, as another process calls it: the lock is the open file's, not the process's."""
+    with whole_folder(tmp_path / "step") as draft:
+        (draft / "a").write_bytes(b"1")
+        with (
+            pytest.raises(FileExistsError, match=r"another process is saving here.*step'"),
+            whole_folder(draft.parent / "step"),
+        ):
+            pass
+        write_folder(tmp_path / "other", 1)
+        assert draft.is_dir()
+    assert contents(tmp_path / "step") == {"a": "1"}
+    draft.mkdir()
+    (draft / "a").write_bytes(b"2")
+    write_folder(tmp_path / "other", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "step"]
+
+
+def test_a_draft_of_a_file_goes_with_the_next_save_of_it_unless_it_is_being_written(tmp_path: Path) -> None:
+    dead, living = (tmp_path / f".saving-a[1].{number}" for number in (1, 2))
+    dead.write_bytes(b"half")
+    living.write_bytes(b"half")
+    with locked(living):
+        write_whole(tmp_path / "a[1]", b"whole")
+        assert contents(tmp_path) == {"a[1]": "whole", living.name: "half"}
+    write_whole(tmp_path / "a[1]", b"whole")
+    assert contents(tmp_path) == {"a[1]": "whole"}
+
+
+def test_what_was_to_be_replaced_comes_back_and_what_was_to_be_removed_does_not(tmp_path: Path) -> None:
+    write_folder(tmp_path / ".saving-replaced-old", 1)
+    write_folder(tmp_path / ".saving-replaced-new", 1)
+    write_folder(tmp_path / "new", 2)
+    write_folder(tmp_path / ".saving-removed-gone", 1)
+    settle(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    assert contents(tmp_path / "old") == {"a": "a 1", "b": "b 1"}
+    assert contents(tmp_path / "new") == {"a": "a 2", "b": "b 2"}
+
+
+def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old directory has made room already when the new one's name is refused."""
+    write_folder(tmp_path / "step", 1)
+    plain = os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if source.name == ".saving-step":
+            raise FULL
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match=r"while saving.*step"):
+        write_folder(tmp_path / "step", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+    assert contents(tmp_path / "step") == {"a": "a 1", "b": "b 1"}
+
+
+def test_what_would_not_fit_is_refused_before_it_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=1000, total=5000))
+    check_space(tmp_path / "not" / "there", 1000)
+    message = r"No space left on device: 1,001 bytes are needed, 1,000 are free; make room: .*there'"
+    with pytest.raises(OSError, match=message) as caught:
+        check_space(tmp_path / "not" / "there", 1001)
+    assert caught.value.errno == errno.ENOSPC and asked == [tmp_path, tmp_path]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0, total=0))  # it does not know
+    check_space(tmp_path, 1001)
 
 
 # --- Formats ---

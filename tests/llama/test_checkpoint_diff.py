@@ -235,5 +235,5 @@ def test_a_damaged_config_is_refused(place: tuple[str, ...], value: object, mess
 
 def test_missing_files_are_named(folders: Path) -> None:
     (folders / "diff/model.safetensors").unlink()
-    refused(folders, r"diff holds no model\*\.safetensors")
-    refused(folders, "nowhere is not a directory", base="nowhere")
+    refused(folders, r"diff: it holds no model\*\.safetensors")
+    refused(folders, "nowhere: it is not a directory", base="nowhere")

@@ -171,7 +171,7 @@ def test_other_quantizations_are_refused(change: object, message: str, folder: P
 def test_incomplete_directories_are_refused(folder: Path, tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"bytes, but .* follow the header"):
         load(folder)
     file.unlink()
     with pytest.raises(ValueError, match=r"holds no model\*\.safetensors"):

@@ -1,7 +1,8 @@
 """Checkpoints: Meta's and Hugging Face's, read and written tensor by tensor.
 
 names.py   own names and Hugging Face's, row orders, Meta's cuts    configs.py   params.json, config.json
-read.py    what a directory holds                                   load.py      checkpoint -> model
+read.py    what a directory holds                                   hf_files.py  weight files and their index
+load.py    checkpoint -> model
 save.py    model or checkpoint -> files                             diff.py      a tuned model less its base
 progress.py  GB, GB/s, time left
 

@@ -10,20 +10,23 @@ shape that fits, and 2048 otherwise; we write `max_seq_len` where that rule woul
 refuses that key, so it is left out of all published shapes.)
 """
 
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from llama.config import NAMED, LlamaConfig, swiglu_hidden_dim
+from files import FileError, UnsuitableFileError, shown
+from llama.config import CEILINGS, NAMED, LlamaConfig, swiglu_hidden_dim
 
 DEFAULT_CONTEXT = 2048
 # (multiple_of, ffn_dim_multiplier) of LLaMA-1 and -2 up to 13B, LLaMA-2-70B, LLaMA-3-8B: tried first when writing.
 PUBLISHED_ROUNDINGS: tuple[tuple[int, float | None], ...] = ((256, None), (4096, 1.3), (1024, 1.3))
 QUANTIZED, DIFFERENCE = "quantization_config", "weight_diff"
 """Keys of a `config.json` that mark quantized weights, and the difference of two models (`llama.checkpoint.diff`)."""
+ANEW = "download the file again, or name another model"
 PARAMS_KEYS = {
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"),
     *("rope_theta", "use_scaled_rope", "max_seq_len", "max_batch_size"),
@@ -39,13 +42,15 @@ def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json", *, mark:
         mark: the one that the caller knows how to read, `QUANTIZED` or `DIFFERENCE`; by default neither may be there.
 
     Raises:
-        ValueError: a key is missing or of the wrong type, or asks for what this model does not compute.
+        UnsuitableFileError: a key is missing, absurd, or asks for what this model does not compute.
     """
     _refuse_marked(raw, origin, mark)
-    rope = _merged_rope(raw)
+    rope = _merged_rope(raw, origin)
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise ValueError(f"{origin}: tie_word_embeddings = {tied!r} must be true or false")
+        raise UnsuitableFileError(
+            f"tie_word_embeddings = {shown(tied)} must be true or false", file=origin, remedy=ANEW
+        )
     wanted: dict[str, tuple[Any, Any]] = {  # key -> (value found, the only one that this model computes)
         "model_type": (raw.get("model_type", "llama"), "llama"),
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
@@ -55,23 +60,25 @@ def config_from_hf(raw: Mapping[str, Any], origin: str = "config.json", *, mark:
         "partial_rotary_factor": (rope.get("partial_rotary_factor", 1.0), 1.0),
     }
     _refuse_others(wanted, origin)
-    n_heads, dim = _count(raw, "num_attention_heads", origin), _count(raw, "hidden_size", origin)
-    config = LlamaConfig(
-        vocab_size=_count(raw, "vocab_size", origin),
-        dim=dim,
-        n_layers=_count(raw, "num_hidden_layers", origin),
-        n_heads=n_heads,
-        n_kv_heads=_count(raw, "num_key_value_heads", origin, default=n_heads),
-        hidden_dim=_count(raw, "intermediate_size", origin),
-        norm_eps=_number(raw, "rms_norm_eps", origin, default=1e-6),
-        rope_theta=_number(rope, "rope_theta", origin, default=10_000.0),
-        max_seq_len=_count(raw, "max_position_embeddings", origin, default=DEFAULT_CONTEXT),
-        tie_embeddings=tied,
-    )
+    n_heads = _count(raw, "num_attention_heads", "n_heads", origin)
+    with _naming(origin):
+        config = LlamaConfig(
+            vocab_size=_count(raw, "vocab_size", "vocab_size", origin),
+            dim=_count(raw, "hidden_size", "dim", origin),
+            n_layers=_count(raw, "num_hidden_layers", "n_layers", origin),
+            n_heads=n_heads,
+            n_kv_heads=_count(raw, "num_key_value_heads", "n_kv_heads", origin, default=n_heads),
+            hidden_dim=_count(raw, "intermediate_size", "hidden_dim", origin),
+            norm_eps=_number(raw, "rms_norm_eps", origin, default=1e-6),
+            rope_theta=_number(rope, "rope_theta", origin, default=10_000.0),
+            max_seq_len=_count(raw, "max_position_embeddings", "max_seq_len", origin, default=DEFAULT_CONTEXT),
+            tie_embeddings=tied,
+        )
     if (head_dim := raw.get("head_dim")) not in (None, config.head_dim):
-        raise ValueError(
-            f"{origin}: head_dim = {head_dim!r}, but hidden_size / num_attention_heads = {config.head_dim}: "
-            "only models whose heads divide the width are supported"
+        raise UnsuitableFileError(
+            f"head_dim = {shown(head_dim)}, but hidden_size / num_attention_heads = {config.head_dim}",
+            file=origin,
+            remedy="name another model: only those whose heads divide the width are supported",
         )
     return config
 
@@ -122,35 +129,41 @@ def config_from_params(
         origin: what to call it in messages.
 
     Raises:
-        ValueError: a key is missing, of the wrong type, or unknown.
+        UnsuitableFileError: a key is missing, absurd, or unknown.
     """
     if unknown := sorted(set(raw) - PARAMS_KEYS):
-        raise ValueError(
-            f"{origin}: unknown keys {', '.join(unknown)}: a model that needs them is not the LLaMA computed here. "
-            "Remove those that change nothing"
+        raise UnsuitableFileError(
+            f"unknown keys {', '.join(unknown)}: a model that needs them is not the LLaMA computed here",
+            file=origin,
+            remedy="remove those that change nothing",
         )
     _refuse_others({"use_scaled_rope": (raw.get("use_scaled_rope", False), False)}, origin)
     vocab_size = raw.get("vocab_size")
     if vocab_size == -1:
         if embedding_rows is None:
-            raise ValueError(
-                f"{origin}: vocab_size = -1 means the embedding's, but there are no weights beside the file"
+            raise UnsuitableFileError(
+                "vocab_size = -1 means the embedding's, but there are no weights beside the file",
+                file=origin,
+                remedy="copy them there, or write the number",
             )
         vocab_size = embedding_rows
-    n_heads, dim = _count(raw, "n_heads", origin), _count(raw, "dim", origin)
+    n_heads, dim = _count(raw, "n_heads", "n_heads", origin), _count(raw, "dim", "dim", origin)
+    multiple_of = _count(raw, "multiple_of", "hidden_dim", origin)
     multiplier = _number(raw, "ffn_dim_multiplier", origin, default=1.0)
-    config = LlamaConfig(
-        vocab_size=_count({"vocab_size": vocab_size}, "vocab_size", origin),
-        dim=dim,
-        n_layers=_count(raw, "n_layers", origin),
-        n_heads=n_heads,
-        n_kv_heads=_count(raw, "n_kv_heads", origin, default=n_heads),
-        hidden_dim=swiglu_hidden_dim(dim, _count(raw, "multiple_of", origin), multiplier),
-        norm_eps=_number(raw, "norm_eps", origin),
-        rope_theta=_number(raw, "rope_theta", origin, default=10_000.0),
-        tie_embeddings=tied,
-    )
-    return replace(config, max_seq_len=_count(raw, "max_seq_len", origin, default=_implied_context(config)))
+    with _naming(origin):
+        config = LlamaConfig(
+            vocab_size=_count({"vocab_size": vocab_size}, "vocab_size", "vocab_size", origin),
+            dim=dim,
+            n_layers=_count(raw, "n_layers", "n_layers", origin),
+            n_heads=n_heads,
+            n_kv_heads=_count(raw, "n_kv_heads", "n_kv_heads", origin, default=n_heads),
+            hidden_dim=swiglu_hidden_dim(dim, multiple_of, multiplier),
+            norm_eps=_number(raw, "norm_eps", origin),
+            rope_theta=_number(raw, "rope_theta", origin, default=10_000.0),
+            tie_embeddings=tied,
+        )
+    window = _count(raw, "max_seq_len", "max_seq_len", origin, default=_implied_context(config))
+    return replace(config, max_seq_len=window)
 
 
 def params_dict(config: LlamaConfig) -> dict[str, Any]:
@@ -201,13 +214,13 @@ def _hidden_rounding(dim: int, hidden_dim: int) -> tuple[int, float | None]:
     return 1, (hidden_dim + 0.5) / int(2 * 4 * dim / 3)
 
 
-def _merged_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _merged_rope(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The rotary settings, whichever of the three places they are in; the newest spelling wins."""
     merged = {key: raw[key] for key in ("rope_theta", "partial_rotary_factor") if raw.get(key) is not None}
     for place in ("rope_scaling", "rope_parameters"):
         settings = raw.get(place)
         if settings is not None and not isinstance(settings, dict):
-            raise ValueError(f"config.json: {place} = {settings!r} must be an object")
+            raise UnsuitableFileError(f"{place} = {shown(settings)} must be an object", file=origin, remedy=ANEW)
         merged |= settings or {}
     return merged
 
@@ -216,32 +229,54 @@ def _refuse_marked(raw: Mapping[str, Any], origin: str, known: str | None) -> No
     """Refuse weights that are no plain numbers, unless they are of the kind that the caller asked for."""
     if known != QUANTIZED and (settings := raw.get(QUANTIZED)) is not None:
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise ValueError(
-            f"{origin}: the weights are quantized ({QUANTIZED}: quant_method = {method!r}), and such cannot be merged, "
-            "compared or converted: name the checkpoint in 16 or 32 bits that they were made from"
+        raise UnsuitableFileError(
+            f"the weights are quantized ({QUANTIZED}: quant_method = {shown(method)}), and such cannot be merged, "
+            "compared or converted",
+            file=origin,
+            remedy="name the checkpoint in 16 or 32 bits that they were made from",
         )
     if known != DIFFERENCE and raw.get(DIFFERENCE) is not None:
-        raise ValueError(
-            f"{origin}: this is the difference between two models ({DIFFERENCE}), not a model: add it to its base with "
-            "convert.py diff apply, and name the result"
+        raise UnsuitableFileError(
+            f"this is the difference between two models ({DIFFERENCE}), not a model",
+            file=origin,
+            remedy="add it to its base with convert.py diff apply, and name the result",
         )
 
 
 def _refuse_others(wanted: Mapping[str, tuple[Any, Any]], origin: str) -> None:
-    refused = [f"{key} = {found!r} (supported: {only!r})" for key, (found, only) in wanted.items() if found != only]
+    refused = [
+        f"{key} = {shown(found)} (supported: {only!r})" for key, (found, only) in wanted.items() if found != only
+    ]
     if refused:
-        raise ValueError(f"{origin} describes another model than the LLaMA computed here: {'; '.join(refused)}")
+        raise UnsuitableFileError(
+            f"it describes another model than the LLaMA computed here: {', '.join(refused)}",
+            file=origin,
+            remedy="name one whose config.json has the supported values",
+        )
 
 
-def _count(raw: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    """What is wrong with the sizes together (heads that do not divide, an overflow) is wrong in that file."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise UnsuitableFileError(str(error), file=origin, remedy=ANEW) from error
+
+
+def _count(raw: Mapping[str, Any], key: str, field: str, origin: str, default: int | None = None) -> int:
+    """The file's `key`, as large as `LlamaConfig`'s `field` may be."""
     value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ValueError(f"{origin}: {key} = {value!r} must be a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= CEILINGS[field]:
+        problem = f"{key} = {shown(value)} must be a positive whole number of at most {CEILINGS[field]}"
+        raise UnsuitableFileError(problem, file=origin, remedy=ANEW)
     return value
 
 
 def _number(raw: Mapping[str, Any], key: str, origin: str, default: float | None = None) -> float:
     value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{origin}: {key} = {value!r} must be a positive number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise UnsuitableFileError(f"{key} = {shown(value)} must be a positive number", file=origin, remedy=ANEW)
     return float(value)

@@ -26,11 +26,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from files import SAFETENSORS_DTYPES, StoredTensor, read_json_object
+from files import SAFETENSORS_DTYPES, DamagedFileError, StoredTensor, UnsuitableFileError, read_json_object, shown
 from files.writing import SAFETENSORS_NAMES, raw_bytes
 from llama.checkpoint.configs import DIFFERENCE, config_from_hf, hf_config_dict
+from llama.checkpoint.hf_files import hf_tensors
 from llama.checkpoint.names import hf_name, parameter_shapes
-from llama.checkpoint.read import Checkpoint, hf_tensors, open_checkpoint
+from llama.checkpoint.read import Checkpoint, check_depth, open_checkpoint
 from llama.checkpoint.save import MAX_SHARD_BYTES, as_hf, cast, check_float_dtype, write_hf_tensors
 from llama.config import LlamaConfig
 
@@ -60,11 +61,11 @@ def make_diff(
         progress: show a bar on a terminal and one closing line anywhere, on stderr.
 
     Raises:
-        ValueError: a checkpoint is damaged or incomplete, or they are not of one shape. Nothing was written.
+        FileError: a checkpoint is damaged or incomplete, or they are not of one shape. Nothing was written.
     """
     originals, model = open_checkpoint(base), open_checkpoint(tuned)
     before, after = _base_tensors(originals), as_hf(model.tensors, model.config)
-    _check_pairs(before, after, f"{base} and {tuned} are not a base and a model tuned from it")
+    _check_pairs(before, after, tuned, f"{base} and {tuned} are not a base and a model tuned from it")
     sums: Sums = {}
     tensors = {name: _difference(before[name], stored, sums, name) for name, stored in after.items()}
     content = hf_config_dict(model.config, after[EMBEDDING].dtype)
@@ -101,7 +102,7 @@ def apply_diff(
         None if every tensor was verified. Of a plain difference, which cannot be, the sum of all recovered weights.
 
     Raises:
-        ValueError: the base is not the one that the difference was made with, a file is damaged, or the shapes differ.
+        FileError: the base is not the one that the difference was made with, a file is damaged, or the shapes differ.
             Nothing is left in `out`.
     """
     check_float_dtype(dtype)
@@ -109,12 +110,12 @@ def apply_diff(
     partial_sums: list[float] = []
     if verified := is_weight_diff(diff):
         config, stored, sums = _open_diff(Path(diff))
-        _check_pairs(before, stored, f"{diff} was not made with {base}")
+        _check_pairs(before, stored, diff, f"{diff} was not made with {base}")
         tensors = {name: _recovered(before[name], d, sums[name], base, diff, name) for name, d in stored.items()}
     else:
         model = open_checkpoint(diff)
         config, stored = model.config, as_hf(model.tensors, model.config)
-        _check_pairs(before, stored, f"{diff} was not made with {base}")
+        _check_pairs(before, stored, diff, f"{diff} was not made with {base}")
         tensors = {name: _sum(before[name], d, partial_sums) for name, d in stored.items()}
     tensors = {name: cast(tensor, dtype or tensor.dtype) for name, tensor in tensors.items()}
     content = hf_config_dict(config, tensors[EMBEDDING].dtype)
@@ -126,7 +127,7 @@ def is_weight_diff(path: str | Path) -> bool:
     """Whether a directory holds what `make_diff` writes.
 
     Raises:
-        ValueError: its config.json is damaged.
+        DamagedFileError: its config.json is.
     """
     file = Path(path) / "config.json"
     return file.is_file() and DIFFERENCE in read_json_object(file)
@@ -138,7 +139,7 @@ def _base_tensors(checkpoint: Checkpoint) -> Tensors:
     return {HEAD: tensors[EMBEDDING]} | tensors
 
 
-def _check_pairs(base: Tensors, tuned: Tensors, complaint: str) -> None:
+def _check_pairs(base: Tensors, tuned: Tensors, path: str | Path, complaint: str) -> None:
     """Both have the same tensors of the same shapes, but for a tied head and more rows of the vocabulary."""
     problems = [f"{name} is missing from one" for name in sorted((base.keys() ^ tuned.keys()) - {HEAD})]
     for name in tuned.keys() & base.keys():
@@ -147,7 +148,10 @@ def _check_pairs(base: Tensors, tuned: Tensors, complaint: str) -> None:
         if width != base_width or (rows != base_rows and not grown):
             problems.append(f"{name} is {base[name].shape} in the base, {tuned[name].shape} in the other")
     if problems:
-        raise ValueError(f"{complaint}: {problems[0]}" + (f", and {len(problems) - 1} more" if problems[1:] else ""))
+        more = f", and {len(problems) - 1} more" if problems[1:] else ""
+        raise UnsuitableFileError(
+            f"{complaint}: {problems[0]}{more}", file=path, remedy="name two that belong together"
+        )
 
 
 def _difference(base: StoredTensor, tuned: StoredTensor, sums: Sums, name: str) -> StoredTensor:
@@ -162,7 +166,12 @@ def _difference(base: StoredTensor, tuned: StoredTensor, sums: Sums, name: str) 
 
 
 def _recovered(
-    base: StoredTensor, diff: StoredTensor, sums: Mapping[str, str], base_path: object, diff_path: object, name: str
+    base: StoredTensor,
+    diff: StoredTensor,
+    sums: Mapping[str, str],
+    base_path: str | Path,
+    diff_path: str | Path,
+    name: str,
 ) -> StoredTensor:
     """The tuned tensor; reading it checks the base before and the result after."""
     dtype = SAFETENSORS_DTYPES[sums["dtype"]]
@@ -170,12 +179,16 @@ def _recovered(
     def read() -> Tensor:
         before = base.read().to(dtype)
         if _sha256(before) != sums["base"]:
-            raise ValueError(
-                f"{base_path}: {name} has other values than the base that {diff_path} was made with: give that base"
+            raise UnsuitableFileError(
+                f"{name} has other values than the base that {diff_path} was made with",
+                file=base_path,
+                remedy="give that base",
             )
         after = _xor(diff.read(), before).view(dtype)
         if _sha256(after) != sums["tuned"]:
-            raise ValueError(f"{diff_path}: {name} is damaged, its sum does not fit: download or make it again")
+            raise DamagedFileError(
+                f"{name} is damaged, its sum does not fit", file=diff_path, remedy="download or make it again"
+            )
         return after
 
     return StoredTensor(diff.shape, dtype, read)
@@ -222,19 +235,25 @@ def _open_diff(folder: Path) -> tuple[LlamaConfig, Tensors, Sums]:
         or settings.get("method") != METHOD
         or not isinstance(settings.get("tensors"), dict)
     ):
-        raise ValueError(f"{file}: {DIFFERENCE} must hold method = {METHOD!r} and tensors: make the difference anew")
+        raise DamagedFileError(
+            f"{DIFFERENCE} must hold method = {METHOD!r} and tensors", file=file, remedy="make the difference anew"
+        )
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} holds no model*.safetensors beside its config.json: download the difference whole")
+        raise UnsuitableFileError(
+            "it holds no model*.safetensors beside its config.json", file=folder, remedy="download the difference whole"
+        )
     stored, sums = hf_tensors(folder, weights), settings["tensors"]
+    check_depth(file, config, stored)
     shapes = {hf_name(name): shape for name, shape in parameter_shapes(config).items()}
     if config.tie_embeddings:
         del shapes[HEAD]
     for name in shapes | stored | sums:
         if name not in shapes or name not in stored or not _fits(stored[name], shapes[name], sums.get(name)):
-            raise ValueError(
-                f"{folder}: {name} does not fit what config.json says of it (shape {shapes.get(name)}, "
-                f"{sums.get(name)}): download or make the difference again"
+            raise DamagedFileError(
+                f"{name} does not fit what config.json says of it (shape {shapes.get(name)}, {shown(sums.get(name))})",
+                file=folder,
+                remedy="download or make the difference again",
             )
     return config, {name: stored[name] for name in shapes}, sums
 

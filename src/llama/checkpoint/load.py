@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from files import UnsuitableFileError
 from llama.checkpoint.names import skeleton
 from llama.checkpoint.progress import transfer_progress
 from llama.checkpoint.read import open_checkpoint
@@ -43,7 +44,7 @@ def load_checkpoint(
         The model in evaluation mode. Its memory is its own: the files may be deleted.
 
     Raises:
-        ValueError: the checkpoint is damaged, incomplete or not a LLaMA; see `open_checkpoint`. Nothing was allocated.
+        FileError: the checkpoint is damaged, incomplete or not a LLaMA; see `open_checkpoint`. Nothing was allocated.
     """
     check_float_dtype(dtype)
     checkpoint = open_checkpoint(path)
@@ -63,6 +64,41 @@ def load_checkpoint(
             moved(stored.nbytes)
     model.tie_weights()
     return model.eval()  # converted modules are new, and new modules are in training mode
+
+
+@torch.no_grad()
+def fill_parameters(
+    model: Llama,
+    path: str | Path,
+    *,
+    put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    progress: bool = True,
+) -> None:
+    """Give a model that has its memory already the weights of a directory, in place, a tensor at a time.
+
+    Args:
+        model: of the directory's shape.
+        put: copies a weight, as stored and maybe a view of the file, into a parameter (given first). That may hold some
+            of its values only: a model may be spread over several processes.
+        path, progress: as for `load_checkpoint`.
+
+    Raises:
+        ValueError: as for `load_checkpoint`; or the model is of another shape. Nothing has changed then.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.config != model.config:
+        raise UnsuitableFileError(
+            f"it holds {checkpoint.config}, which does not fit the model: {model.config}", file=path
+        )
+    parameters = dict(model.named_parameters())
+    total = sum(stored.nbytes for stored in checkpoint.tensors.values())
+    name = checkpoint.folder.resolve().name
+    with transfer_progress(
+        f"loading {name}", f"loaded {checkpoint.folder} ({checkpoint.description})", total, enabled=progress
+    ) as moved:
+        for parameter_name, stored in checkpoint.tensors.items():
+            put(parameters[parameter_name], stored.read())
+            moved(stored.nbytes)
 
 
 def _copy(weight: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:

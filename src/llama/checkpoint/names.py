@@ -6,6 +6,8 @@ equal slice of every matrix, cut along its output rows or, where the slices' pro
 Hugging Face's shards hold whole tensors.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -38,8 +40,13 @@ def skeleton(config: LlamaConfig) -> Llama:
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Own name -> shape of every parameter, in the model's order; a tied head is listed like any other."""
+    return dict(_named_shapes(config))
+
+
+@lru_cache(maxsize=4)  # opening a checkpoint asks for them many times, and a skeleton of 1024 blocks takes seconds
+def _named_shapes(config: LlamaConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     parameters = skeleton(config).named_parameters(remove_duplicate=False)
-    return {name: tuple(parameter.shape) for name, parameter in parameters}
+    return tuple((name, tuple(parameter.shape)) for name, parameter in parameters)
 
 
 def hf_name(name: str) -> str:

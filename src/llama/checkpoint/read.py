@@ -8,7 +8,6 @@ The first that is there is taken. Before anything is allocated, every tensor tha
 there in the right shape, and nothing else; whatever is wrong is said in one message.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from files import StoredTensor, open_tensor_file, read_json_object
+from files import StoredTensor, UnsuitableFileError, open_tensor_file, read_json_object
 from llama.checkpoint.configs import QUANTIZED, config_from_hf, config_from_params
+from llama.checkpoint.hf_files import hf_tensors
 from llama.checkpoint.names import hf_name, hf_rows, is_ignored, parameter_shapes, shard_dim
 from llama.config import LlamaConfig
 
@@ -54,14 +54,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open the checkpoint in a directory and check that it is complete.
 
     Raises:
-        ValueError: there is none; a file is damaged; tensors are missing, unexpected or misshapen (all are listed); or
+        FileError: there is none; a file is damaged; tensors are missing, unexpected or misshapen (all are listed); or
             the config describes another kind of model.
     """
     folder = _existing_folder(path)
     found = _find(folder)
     if found is None:
         kinds = "; or ".join(f"{config_file} with {pattern}" for config_file, pattern in KINDS)
-        raise ValueError(f"{folder} holds no LLaMA checkpoint: looked for {kinds}")
+        raise UnsuitableFileError(
+            f"it holds no LLaMA checkpoint: looked for {kinds}", file=folder, remedy="name the directory of one"
+        )
     config_file, weights = found
     return _open_meta(folder, weights) if config_file == "params.json" else _open_hf(folder, weights)
 
@@ -71,13 +73,15 @@ def read_config(path: str | Path) -> LlamaConfig:
     unless `params.json` leaves the vocabulary size to them.
 
     Raises:
-        ValueError: there is neither file, or it describes another kind of model.
+        FileError: there is neither file, or it describes another kind of model.
     """
     folder = _existing_folder(path)
     found = _find(folder)
     there = [name for name in ("config.json", "params.json") if (folder / name).is_file()]
     if not there:
-        raise ValueError(f"{folder} holds neither config.json nor params.json: is it a checkpoint's directory?")
+        raise UnsuitableFileError(
+            "it holds neither config.json nor params.json", file=folder, remedy="is it a checkpoint's directory?"
+        )
     if (found[0] if found else there[0]) == "config.json":
         return _hf_config(folder, mark=QUANTIZED)
     return _meta_config(folder, [open_tensor_file(file) for file in found[1]] if found else [])
@@ -94,8 +98,10 @@ def _find(folder: Path) -> tuple[str, list[Path]] | None:
 def _existing_folder(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(
-            f"{path} is not a directory: give the one that holds config.json or params.json and the weights"
+        raise UnsuitableFileError(
+            "it is not a directory",
+            file=folder,
+            remedy="give the one that holds config.json or params.json and the weights",
         )
     return folder
 
@@ -108,11 +114,22 @@ def _hf_config(folder: Path, mark: str | None = None) -> LlamaConfig:
 def _open_hf(folder: Path, weights: Sequence[Path]) -> Checkpoint:
     config = _hf_config(folder)
     stored = hf_tensors(folder, weights)
+    check_depth(folder / "config.json", config, stored)
     shapes = {hf_name(name): shape for name, shape in parameter_shapes(config).items()}
     check_hf_fit(folder, config, shapes, stored)
     tensors = {name: _from_hf_rows(stored[hf_name(name)], name, config) for name in _own_names(config)}
     kind = "safetensors" if weights[0].suffix == ".safetensors" else "PyTorch"
     return Checkpoint(folder, config, f"Hugging Face layout, {kind}", tensors)
+
+
+def check_depth(file: Path, config: LlamaConfig, stored: Mapping[str, StoredTensor]) -> None:
+    """Refuse a config of more blocks than there are tensors before a skeleton of that many blocks is built."""
+    if config.n_layers > len(stored):
+        raise UnsuitableFileError(
+            f"it describes {config.n_layers} blocks, but the weights beside it are {len(stored)} tensors",
+            file=file,
+            remedy="is it the right one?",
+        )
 
 
 def check_hf_fit(
@@ -128,9 +145,10 @@ def check_hf_fit(
         shapes = {name: shape for name, shape in shapes.items() if name != head}
     check_fit(folder, shapes, stored, known)
     if config.tie_embeddings and head in stored and not _equal(stored[head], stored[embedding]):
-        raise ValueError(
-            f"{folder}: config.json ties the head to the embedding, but {head} differs from {embedding}. If the stored "
-            "head is the right one, set tie_word_embeddings to false"
+        raise UnsuitableFileError(
+            f"config.json ties the head to the embedding, but {head} differs from {embedding}",
+            file=folder,
+            remedy="if the stored head is the right one, set tie_word_embeddings to false",
         )
 
 
@@ -147,69 +165,18 @@ def _from_hf_rows(stored: StoredTensor, name: str, config: LlamaConfig) -> Store
     return StoredTensor(stored.shape, stored.dtype, lambda: stored.read().index_select(0, own_rows))
 
 
-def hf_tensors(folder: Path, weights: Sequence[Path]) -> dict[str, StoredTensor]:
-    """All tensors of all weight files, or of those the index names, by their stored names."""
-    single = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
-    index = folder / f"{single}.index.json"
-    weight_map = None
-    if index.is_file():
-        weight_map = read_weight_map(index)
-        if (folder / single).is_file() and single not in weight_map.values():
-            raise ValueError(
-                f"{folder} holds both {single} and {index.name}, which does not name it: remove the stale one"
-            )
-        weights = sorted({folder / file for file in weight_map.values()})
-    tensors: dict[str, StoredTensor] = {}
-    for file in weights:
-        for name, tensor in open_tensor_file(file).items():
-            if is_ignored(name):
-                continue
-            if name in tensors:
-                raise ValueError(
-                    f"{folder}: {name} is stored twice, the second time in {file.name}: remove stale files"
-                )
-            if weight_map is not None and weight_map.get(name, file.name) != file.name:
-                raise ValueError(f"{index}: {name} is said to be in {weight_map[name]}, but is in {file.name}")
-            tensors[name] = tensor
-    return tensors
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name from an index file.
-
-    Raises:
-        ValueError: an entry is not the bare name of a file in the index's own directory.
-    """
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} must hold a weight_map from tensor names to file names")
-    for file_name in {repr(entry): entry for entry in weight_map.values()}.values():
-        _check_bare_file_name(index, file_name)
-    return weight_map
-
-
-def _check_bare_file_name(index: Path, name: object) -> None:
-    folder = index.parent
-    if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
-        raise ValueError(f"{index}: weight_map names {name!r}, which is not a bare file name: the index is refused")
-    if not (folder / name).is_file():
-        raise ValueError(f"{index}: weight_map names {name}, which is not there: download it, or save the model anew")
-    target_folder, home = (folder / name).resolve().parent, folder.resolve()
-    # The hub's cache keeps the files of snapshots/<revision> in blobs/ beside it, under links.
-    cached = home.parent.name == "snapshots" and target_folder == home.parent.parent / "blobs"
-    if target_folder != home and not cached:
-        raise ValueError(f"{index}: weight_map names {name}, a link out of the directory: copy the file itself here")
-
-
 def _open_meta(folder: Path, weights: Sequence[Path]) -> Checkpoint:
     expected_files = [f"consolidated.{rank:02d}.pth" for rank in range(len(weights))]
     if [file.name for file in weights] != expected_files:
-        raise ValueError(
-            f"{folder}: the shards must be numbered without a gap ({expected_files[0]} to {expected_files[-1]}), "
-            f"but there are {', '.join(file.name for file in weights)}"
+        raise UnsuitableFileError(
+            f"the shards must be numbered without a gap ({expected_files[0]} to {expected_files[-1]}), "
+            f"but there are {', '.join(file.name for file in weights)}",
+            file=folder,
+            remedy="download those that are missing",
         )
     ranks = [open_tensor_file(file) for file in weights]
     config = _meta_config(folder, ranks)
+    check_depth(folder / "params.json", config, ranks[0])
     shapes = parameter_shapes(config)
     joined: dict[str, StoredTensor] = {}
     problems: dict[str, str] = {}
@@ -299,4 +266,4 @@ def check_fit(
     problems |= {name: f"unexpected: {name} {tensor.shape}" for name, tensor in stored.items() if name not in shapes}
     if problems:
         count = f"{len(problems)} tensor{'s do' if len(problems) > 1 else ' does'} not fit the config beside them"
-        raise ValueError(f"{folder}: {count}: is it the right one?" + "".join(f"\n  {p}" for p in problems.values()))
+        raise UnsuitableFileError(f"{count}: is it the right one?", file=folder, details=list(problems.values()))

@@ -8,6 +8,7 @@ is, anything else costs one shard more.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,6 +42,7 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     model_parallel: int = 1,
     progress: bool = False,
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write a model's weights and shape as a directory that `load_checkpoint`, and its layout's own programs, load.
 
@@ -52,13 +54,15 @@ def save_checkpoint(
         dtype: of the stored weights; None keeps each as it is.
         model_parallel: number of equal slices in Meta's layout.
         progress: show a bar on a terminal and one closing line anywhere, on stderr.
+        read: fetches all values of the parameter of a name, on any device, where they do not lie in the model itself:
+            those of a model that is spread over several processes. It is asked for one at a time.
 
     Raises:
         ValueError: the model holds adapters, quantized or missing weights; an option is out of range; or the directory
             holds a checkpoint of the other layout, by which this one would be shadowed.
         OSError: the system refuses the write; what was there before is unchanged.
     """
-    tensors = _model_tensors(model)
+    tensors = _model_tensors(model, read)
     write_checkpoint(
         tensors,
         model.config,
@@ -225,7 +229,7 @@ def _rank_slice(tensor: Tensor, name: str, rank: int, model_parallel: int) -> Te
     return part.contiguous() if part.untyped_storage().nbytes() == part.nbytes else part.clone().contiguous()
 
 
-def _model_tensors(model: Llama) -> dict[str, StoredTensor]:
+def _model_tensors(model: Llama, read: Callable[[str], Tensor] | None) -> dict[str, StoredTensor]:
     """The model's parameters, once it is found to hold just those of a plain LLaMA of its config."""
     if not isinstance(model, Llama):
         raise ValueError(
@@ -256,7 +260,9 @@ def _model_tensors(model: Llama) -> dict[str, StoredTensor]:
         head, embedding = held.pop("output.weight"), held["tok_embeddings.weight"]
         if head is not embedding and not torch.equal(head, embedding):
             raise ValueError("the config ties the head to the embedding, but they differ: call model.tie_weights()")
-    return {name: StoredTensor.of(tensor) for name, tensor in held.items()}
+    if read is None:
+        return {name: StoredTensor.of(tensor) for name, tensor in held.items()}
+    return {name: StoredTensor(tuple(tensor.shape), tensor.dtype, partial(read, name)) for name, tensor in held.items()}
 
 
 def cast(stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:
