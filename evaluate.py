@@ -127,8 +127,10 @@ def first_of_each_step(questions: list[Question], limit: int | None) -> list[Que
     """The first `limit` questions of each step, in the exam's order."""
     if limit is None:
         return questions
-    steps = dict.fromkeys(question.step for question in questions)
-    return [q for step in steps for q in [q for q in questions if q.step == step][:limit]]
+    steps: dict[str, list[Question]] = {}
+    for question in questions:
+        steps.setdefault(question.step, []).append(question)
+    return [question for members in steps.values() for question in members[:limit]]
 
 
 def evenly(pairs: list[tuple[Question, Result]], count: int) -> list[tuple[Question, Result]]:

@@ -30,8 +30,10 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
+from data import Record
+from data.fields import Place, check_text, text_field
 from data.miniature import demo_questions
-from data.records import LINE_SUFFIXES, Record, read_rows, read_text, text_field
+from data.reading import LINE_SUFFIXES, read_lines, read_rows
 from llama.decoding import Sampling, beam_search, generate, generate_many, in_order, stream_text
 from lora import adapters_disabled
 from recipe import Inference, ModelOptions, plain_errors, prompt_ids
@@ -245,8 +247,8 @@ def check_lengths(inference: Inference, options: Options, questions: list[Record
     window = inference.model.config.max_seq_len
     for question in questions:
         if (length := len(encode_prompt(inference, question))) >= window:
-            place = f"{options.prompts}: question {question.row + 1}"
-            raise ValueError(f"{place} has {length} tokens and fills the model's window of {window}: shorten it")
+            long = f"question {question.row + 1} has {length} tokens and fills the model's window of {window}"
+            raise Place(options.prompts).unsuitable(f"{long}: shorten it")
 
 
 def encode_prompt(inference: Inference, question: Record) -> list[int]:
@@ -265,13 +267,17 @@ def read_questions(options: Options) -> list[Record]:
     assert file is not None
     if file.suffix in (*LINE_SUFFIXES, ".json"):
         found = [
-            Record(text_field(row, "instruction", where), text_field(row, "input", where, default=""), "")
-            for _, where, row in read_rows(file)
+            Record(text_field(row, "instruction", place), text_field(row, "input", place, default=""), "")
+            for _, place, row in read_rows(file)
         ]
     else:
-        found = [question_of(options, line) for line in read_text(file).split("\n") if line.strip()]
+        found = []
+        for number, line in read_lines(file):
+            check_text(line, "the question", Place(file, f"line {number}"))
+            if line.strip():
+                found.append(question_of(options, line))
     if not found:
-        raise ValueError(f"{file} holds no questions: write one per line")
+        raise Place(file).unsuitable("holds no questions: write one per line")
     return [replace(question, row=row) for row, question in enumerate(found)]
 
 

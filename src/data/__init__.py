@@ -4,6 +4,7 @@ records.py     rows of a JSON or JSONL file, checked         mixture.py     seve
 templates.py   the prompts of the published models           supervise.py   prompt + answer -> tokens and targets
 text.py        plain documents, every token a target         plan.py        order, length groups and packing of an epoch
 collate.py     padding, documents, the one shift             preview.py     what the model will see, in colour
+reading.py     JSON and text files, row by row, untrusted    fields.py      values of a parsed file, and their place
 exams/         multiple-choice questions                     miniature/     a small self-made medical world
 
 A tokenizer is anything with `encode(text, *, bos, eos)` and `decode(token_ids)`.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from data.fields import Place
 from data.records import Record, load_records
 
 Item = TypeVar("Item")
@@ -34,7 +35,9 @@ def load_mixture(parts: Sequence[MixturePart], *, seed: int) -> list[Record]:
     Drawn rows keep their file's order: shuffling is the epoch plan's work. The same parts and seed give the same rows.
 
     Raises:
-        ValueError: no parts, one file twice, or more samples than a file has rows.
+        ValueError: no parts, or one file twice.
+        FileError: what `load_records` refuses, or more samples than the file has rows.
+        OSError: a file cannot be read.
     """
     if not parts:
         raise ValueError("the mixture is empty; name at least one data file")
@@ -48,7 +51,9 @@ def load_mixture(parts: Sequence[MixturePart], *, seed: int) -> list[Record]:
         rows = load_records(path)
         if part.samples is not None:
             if part.samples > len(rows):
-                raise ValueError(f"{path}: {part.samples} samples asked of {len(rows)} rows; lower samples, or drop it")
+                raise Place(path).unsuitable(
+                    f"{part.samples:,} samples asked of {len(rows):,} rows", "lower the number, or drop it"
+                )
             chosen = random.Random(f"{seed}/{path.name}").sample(range(len(rows)), part.samples)
             rows = [rows[i] for i in sorted(chosen)]
         records += rows

@@ -62,7 +62,7 @@ class SupervisionReport:
         kept: examples made.
         truncated: kept rows that were cut, so that their answer lacks its end and the end-of-text id.
         prompt_only: kept rows (only when the prompt is trained on) whose whole answer was cut away.
-        dropped_empty_output: rows whose answer is empty or blank.
+        dropped_empty_output: rows whose answer is empty or blank, or encodes to no token at all.
         dropped_prompt_too_long: rows whose prompt fills the window, so that no answer token is left.
         tokens, supervised_tokens: totals over the kept examples.
         full_lengths: tokens of every non-empty row before cutting.
@@ -129,6 +129,8 @@ def supervise(
     token_ids, boundary = encode_jointly(
         template.render(record.instruction, record.input), record.output, tokenizer, add_bos=add_bos, add_eos=add_eos
     )
+    if boundary >= len(token_ids):
+        return None
     return _window(token_ids, 1 if train_on_prompt else boundary, max_length)
 
 
@@ -179,6 +181,9 @@ def build_examples(
             continue
         prompt = template.render(record.instruction, record.input)
         token_ids, boundary = encode_jointly(prompt, record.output, tokenizer, add_bos=add_bos, add_eos=add_eos)
+        if boundary >= len(token_ids):
+            fates["dropped_empty_output"].append(row)
+            continue
         full_lengths.append(len(token_ids))
         example = _window(token_ids, 1 if train_on_prompt else boundary, max_length)
         if example is None:
@@ -199,9 +204,8 @@ def build_examples(
         named={fate: tuple(rows[:NAMED_ROWS]) for fate, rows in fates.items()},
     )
     if not examples:
-        raise ValueError(
-            f"nothing to train on at max_length={max_length}: {'; '.join(report.lines())}; raise max_length"
-        )
+        remedy = "raise max_length" if report.dropped_prompt_too_long else "fill in the outputs"
+        raise ValueError(f"nothing to train on at max_length={max_length}: {'; '.join(report.lines())}; {remedy}")
     return examples, report
 
 

@@ -18,7 +18,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.records import read_json, text_field
+from data.fields import Place, kind, listed, text_field
+from data.reading import read_json
+from files import shown
+
+NOWHERE = Place(None, "prompt template")
+LARGEST_FILE = 2**20  # bytes; a prompt longer than any window is no prompt
 
 _TASK = "### Instruction:\n{instruction}\n\n"
 _INPUT = "### Input:\n{input}\n\n"
@@ -51,16 +56,17 @@ class PromptTemplate:
     description: str = ""
 
     def __post_init__(self) -> None:
+        """Raises ValueError, which `from_file` puts its file's name to."""
         for field, allowed in (("prompt_input", {"instruction", "input"}), ("prompt_no_input", {"instruction"})):
             self._check_placeholders(field, allowed)
             if not self.response_split or self.response_split not in getattr(self, field):
                 raise ValueError(
-                    f"template {self.name!r}: response_split {self.response_split!r} does not occur in {field}; "
-                    "it must be the marker that stands before the answer"
+                    f"template {shown(self.name)}: response_split {shown(self.response_split)} does not occur in "
+                    f"{field}; it must be the marker that stands before the answer"
                 )
 
     def _check_placeholders(self, field: str, needed: set[str]) -> None:
-        where = f"template {self.name!r}, {field}"
+        where = f"template {shown(self.name)}, {field}"
         try:
             pieces = list(string.Formatter().parse(getattr(self, field)))
         except ValueError as error:
@@ -70,7 +76,7 @@ class PromptTemplate:
         # medalpaca's text without an input keeps the empty {input}.
         if not plain or not named <= {"instruction", "input"}:
             raise ValueError(
-                f"{where}: placeholders {sorted(named)}; the known ones are {{instruction}} and {{input}}, "
+                f"{where}: placeholders [{listed(sorted(named))}]; the known ones are {{instruction}} and {{input}}, "
                 "without a format; write {{ and }} for literal braces"
             )
         if missing := needed - named:
@@ -93,20 +99,29 @@ class PromptTemplate:
         return asdict(self)
 
     @classmethod
-    def from_dict(
-        cls, row: dict[str, Any], *, where: str = "prompt template", name: str = "custom"
-    ) -> "PromptTemplate":
-        """Build from a JSON object; `name` is used when it holds none. ValueError names `where` and the key."""
+    def from_dict(cls, row: dict[str, Any], *, place: Place = NOWHERE, name: str = "custom") -> "PromptTemplate":
+        """Build from a JSON object; `name` is used when it holds none. Errors name `place` and the key."""
+        if not isinstance(row, dict):
+            raise place.unsuitable(f"the root is {kind(row)}, expected an object")
         known = [field.name for field in fields(cls)]
         optional = {"name": name, "description": ""}
-        return cls(**{key: text_field(row, key, where, optional.get(key)) for key in known})
+        values = {key: text_field(row, key, place, optional.get(key)) for key in known}
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise place.unsuitable(str(error)) from None
 
     @classmethod
     def from_file(cls, path: str | Path) -> "PromptTemplate":
-        """Read a user's JSON file."""
+        """Read a user's JSON file.
+
+        Raises:
+            FileError: it is not a template; file, key and remedy are named.
+            OSError: it cannot be read.
+        """
         path = Path(path)
-        row = read_json(path, remedy='write one object {"prompt_input": ..., ...}')
-        return cls.from_dict(row, where=str(path), name=path.stem)
+        row = read_json(path, remedy='write one object {"prompt_input": ..., ...}', limit=LARGEST_FILE)
+        return cls.from_dict(row, place=Place(path), name=path.stem)
 
     @classmethod
     def named(cls, name: str) -> "PromptTemplate":

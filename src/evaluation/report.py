@@ -5,6 +5,7 @@
 Groups are the exam's steps, the questions whose fact was seen in training and those whose was not, and all.
 """
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,14 +20,17 @@ from rich.table import Table
 from rich.text import Text
 
 from data.exams import Question
+from data.fields import Place, check_text, field, quoted, text_field
+from data.reading import read_json
 from evaluation.scoring import Result
 from evaluation.statistics import Accuracy, mcnemar_exact
-from files import json_text, read_json_object, write_whole
+from files import FileError, json_text, shown, write_whole
 
 FORMAT = 1
 ALL = "all"
 PACKAGES = ("medalpaca-from-scratch", "torch", "numpy", "sentencepiece", "safetensors")
 BAR_WIDTH = 24
+REMEDY = "take a report written with --out"
 
 
 @dataclass(frozen=True)
@@ -199,36 +203,58 @@ def read_report(path: Path) -> Report:
     """Read what `write_report` wrote.
 
     Raises:
-        ValueError: no such file, or not a report of this format.
+        FileError: no such file, or not a report of this format.
     """
+    place = Place(path)
     try:
-        content = read_json_object(path)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, expected {FORMAT}")
-        return Report([_read_result(row) for row in content["questions"]], dict(content["settings"]))
+        return _parsed(read_json(path, remedy=REMEDY), place)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); write a report with --out") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a report written with --out ({type(error).__name__}: {error})") from error
+        raise place.unsuitable(f"cannot be read ({error.strerror})", REMEDY) from error
+    except FileError as error:
+        raise type(error)(error.problem, file=path, place=error.place, remedy=error.remedy or REMEDY) from None
 
 
 # --- Parts ---
 
 
-def _read_result(row: Mapping[str, Any]) -> Result:
-    result = Result(**{name: row[name] for name in ("id", "step", "seen", "answer", "scores", "truncated")})
-    if len(result.scores) < 2 or result.answer not in result.scores:
-        raise ValueError(f"question {result.id} has no score for its answer {result.answer!r}, or only that one")
-    if not all(isinstance(score, float) for score in result.scores.values()):
-        raise TypeError(f"question {result.id} has scores that are not numbers")
-    return result
+def _parsed(content: Any, place: Place) -> Report:
+    if field(content, "format", place, int) != FORMAT:
+        raise place.unsuitable(f"its format is {shown(content['format'])}, expected {FORMAT}")
+    settings = field(content, "settings", place, dict)
+    text_field(settings, "description", place.at("settings"), default="")
+    rows = field(content, "questions", place, list)
+    results = [_read_result(row, place.at(f"question {number}")) for number, row in enumerate(rows, start=1)]
+    if not results:
+        raise place.unsuitable("holds no questions")
+    if len({result.id for result in results}) < len(results):
+        raise place.damaged("two of its questions have one id")
+    return Report(results, settings)
+
+
+def _read_result(row: Any, place: Place) -> Result:
+    scores = field(row, "scores", place, dict)
+    for letter in scores:
+        check_text(letter, "a letter of the scores", place)
+        if not math.isfinite(field(scores, letter, place.at("scores"), float)):
+            raise place.unsuitable(f"the score of {quoted(letter)} is no finite number")
+    answer = text_field(row, "answer", place)
+    if len(scores) < 2 or answer not in scores:
+        raise place.unsuitable(f"no score for its answer {shown(answer)}, or only that one")
+    return Result(
+        id=text_field(row, "id", place),
+        step=text_field(row, "step", place),
+        seen=field(row, "seen", place, bool, type(None)),
+        answer=answer,
+        scores=scores,
+        truncated=field(row, "truncated", place, bool),
+    )
 
 
 def _groups(results: Sequence[Result]) -> dict[str, list[Result]]:
-    groups: dict[str, list[Result]] = {}
-    steps = dict.fromkeys(result.step for result in results)
-    if len(steps) > 1:
-        groups |= {step or "no step": [result for result in results if result.step == step] for step in steps}
+    steps: dict[str, list[Result]] = {}
+    for result in results:
+        steps.setdefault(result.step or "no step", []).append(result)
+    groups = steps if len(steps) > 1 else {}
     for name, seen in (("seen", True), ("unseen", False)):
         if members := [result for result in results if result.seen is seen]:
             groups[name] = members

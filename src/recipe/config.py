@@ -4,6 +4,7 @@ A TOML file overrides some of them (`config_file.py`), the command line override
 those of the TOML tables and of the flags: `lr` in `[optim]` is `--optim.lr`. The docstrings below are the help texts.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -208,14 +209,16 @@ class RunConfig:
     def _check_numbers(self) -> None:
         """Every number in its range, before anything divides by it."""
         positive = "train.epochs train.batch_size train.micro_batch_size train.log_every train.keep_checkpoints"
-        positive += " optim.lr optim.min_8bit_size data.max_length"
+        positive += " optim.lr optim.eps optim.min_8bit_size data.max_length"
         not_negative = "train.max_steps train.eval_every train.save_every train.sample_answers optim.warmup_steps"
         not_negative += " optim.clip optim.weight_decay data.validation_rows int8.threshold"
         shares = "optim.warmup_ratio data.validation_fraction"
         for names, fits, range_ in (
-            (positive, lambda value: value > 0, "positive"),
-            (not_negative, lambda value: value >= 0, "zero or more"),
+            (positive, lambda value: 0 < value < math.inf, "positive, and finite"),
+            (not_negative, lambda value: 0 <= value < math.inf, "zero or more, and finite"),
             (shares, lambda value: 0 <= value < 1, "in [0, 1)"),
+            ("optim.betas", lambda values: all(0 <= beta < 1 for beta in values), "in [0, 1)"),
+            ("train.seed", lambda value: 0 <= value < 2**63, "in [0, 2^63)"),
         ):
             for name in names.split():
                 section, field_name = name.split(".")

@@ -1,47 +1,67 @@
 """Run settings in TOML: a file is a partial override of the defaults, and every run saves the whole it resolved to.
 
 An unknown table or key is an error that names the nearest known one; a value of the wrong type names both types.
+Numbers are finite, and whole numbers fit into 64 bits: nothing that reads them could do with others.
 """
 
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import typing
 from pathlib import Path
 from typing import Any
 
-from files import write_whole
+from data.fields import Place, check_text
+from data.reading import read_text, reason
+from files import FileError, shown, write_whole
 from recipe.config import RunConfig
+
+LARGEST_FILE = 2**15  # bytes: ten times a whole config; the time of Python's parser grows with a key's square
 
 
 def read_config(path: Path, default: RunConfig | None = None) -> RunConfig:
     """The settings in `path` laid over `default` (the dataclasses' own defaults if None).
 
     Raises:
-        ValueError: not TOML, an unknown key, or a value of the wrong type; the message names file and key.
+        FileError: not TOML, an unknown key, or a value of the wrong type or out of range; file and key are named.
+        OSError: it is there and cannot be read.
     """
+    place = Place(path)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path, limit=LARGEST_FILE))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such config file; the published recipes are in configs/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
-    return _override(default or RunConfig(), tables, path, prefix="")
+        raise place.unsuitable("no such config file", "the published recipes are in configs/") from None
+    except FileError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
+        raise place.damaged(f"not valid TOML: {reason(error)}", "correct it, or begin from one in configs/") from None
+    try:
+        return _override(default or RunConfig(), tables, place, prefix="")
+    except FileError:
+        raise
+    except ValueError as error:  # settings that are each fine and do not go together
+        raise place.unsuitable(str(error)) from None
 
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write every setting; `read_config` gives an equal config back."""
+    write_whole(path, config_text(config).encode())
+
+
+def config_text(config: RunConfig) -> str:
+    """Every setting, as a TOML file has it."""
     lines = []
     for section in dataclasses.fields(config):
         lines.append(f"[{section.name}]")
         values = getattr(config, section.name)
         lines += [f"{field.name} = {_toml(getattr(values, field.name))}" for field in dataclasses.fields(values)]
         lines.append("")
-    write_whole(path, "\n".join(lines).encode())
+    return "\n".join(lines)
 
 
-def _override(default: Any, values: dict[str, Any], path: Path, prefix: str) -> Any:
+def _override(default: Any, values: dict[str, Any], place: Place, prefix: str) -> Any:
     """A copy of the dataclass `default` with `values` in place, nested tables included."""
     types = typing.get_type_hints(type(default))
     changes = {}
@@ -49,33 +69,39 @@ def _override(default: Any, values: dict[str, Any], path: Path, prefix: str) -> 
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(types)}"
-            raise ValueError(f"{path}: unknown key {prefix + key!r}: {hint}")
+            raise place.unsuitable(f"unknown key {shown(prefix + key)}: {hint}")
         current = getattr(default, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise ValueError(f"{path}: {key} is a table: write [{key}]")
-            changes[key] = _override(current, value, path, prefix=f"{key}.")
+                raise place.unsuitable(f"{key} is a table, not {shown(value)}", f"write [{key}]")
+            changes[key] = _override(current, value, place, prefix=f"{key}.")
         else:
-            changes[key] = _checked(value, types[key], f"{path}: {prefix}{key}")
+            changes[key] = _checked(value, types[key], place.at(prefix + key))
     return dataclasses.replace(default, **changes)
 
 
-def _checked(value: Any, expected: Any, where: str) -> Any:
+def _checked(value: Any, expected: Any, place: Place) -> Any:
     """The TOML value as the field's type: arrays become tuples, whole numbers may stand for floats."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if type(value) is int and value.bit_length() > 63:  # not shown either: Python refuses to print the largest
+        raise place.unsuitable(f"a whole number of {value.bit_length()} bits, at most 63 fit", "write a smaller one")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise place.unsuitable(f"{value} is no finite number", "write one, such as 1e-4")
+    if isinstance(value, str):
+        check_text(value, "the text", place)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ValueError(f"{where} = {value!r} must be one of {', '.join(map(repr, arguments))}")
+            raise place.unsuitable(f"{shown(value)} must be one of {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
         variadic = arguments[-1] is Ellipsis
         if not isinstance(value, list) or not (variadic or len(value) == len(arguments)):
-            raise ValueError(f"{where} = {value!r} must be an array{'' if variadic else f' of {len(arguments)}'}")
-        return tuple(_checked(item, arguments[0], where) for item in value)
+            raise place.unsuitable(f"{shown(value)} must be an array{'' if variadic else f' of {len(arguments)}'}")
+        return tuple(_checked(item, arguments[0], place) for item in value)
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:  # bool is an int to isinstance
-        raise ValueError(f"{where} = {value!r} must be of type {expected.__name__}, not {type(value).__name__}")
+        raise place.unsuitable(f"{shown(value)} must be of type {expected.__name__}, not {type(value).__name__}")
     return value
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from data import Record, load_records
+from files import DamagedFileError
 
 GOOD = {"instruction": "Define", "input": "fever", "output": "High temperature."}
 
@@ -83,10 +84,12 @@ def test_lines_in_a_json_file_name_the_remedy(tmp_path):
         load_records(write(tmp_path, json.dumps(GOOD) + "\n" + json.dumps(GOOD)))
 
 
-@pytest.mark.parametrize("cut", [1, 10, 40])
-def test_truncated_json(tmp_path, cut):
-    with pytest.raises(ValueError, match=r"rows\.json: not valid JSON"):
-        load_records(write(tmp_path, json.dumps([GOOD])[:-cut]))
+@pytest.mark.parametrize(
+    ("cut", "place"), [(1, "after row 2"), (10, "row 2"), (40, "row 2"), (100, "row 1"), (151, "after row 0")]
+)
+def test_truncated_json_is_named_by_the_row_where_it_ends(tmp_path, cut, place):
+    with pytest.raises(DamagedFileError, match=rf"rows\.json, {place}: not valid JSON \(.*, in line 1\)"):
+        load_records(write(tmp_path, json.dumps([GOOD, GOOD])[:-cut]))
 
 
 def test_truncated_line_is_numbered(tmp_path):
@@ -95,19 +98,19 @@ def test_truncated_line_is_numbered(tmp_path):
 
 
 def test_nesting_deeper_than_the_parser_goes(tmp_path):
-    with pytest.raises(ValueError, match=r"rows\.json: not valid JSON"):
+    with pytest.raises(DamagedFileError, match=r"rows\.json, row 1: not valid JSON \(nested too deeply"):
         load_records(write(tmp_path, "[" * 200_000))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "place"),
     [
-        ("rows.json", '[{"instruction": "a", "output": "b", "output": "c"}]', "rows.json"),
+        ("rows.json", '[{"instruction": "a", "output": "b", "output": "c"}]', "rows.json, row 1"),
         ("rows.jsonl", '\n{"instruction": "a", "output": "b", "output": "c"}', "rows.jsonl, line 2"),
     ],
 )
 def test_a_key_that_occurs_twice_is_refused_rather_than_one_of_its_values_lost(tmp_path, name, text, place):
-    with pytest.raises(ValueError, match=re.escape(f"{place}: the key 'output' occurs twice in one object; keep one")):
+    with pytest.raises(ValueError, match=re.escape(f'{place}: the key "output" occurs twice in one object; keep one')):
         load_records(write(tmp_path, text, name))
 
 

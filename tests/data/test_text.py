@@ -23,7 +23,7 @@ def test_paragraphs_and_lines(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}', r'a\.jsonl, line 2: the key "text" is missing'),
         ("a.jsonl", b'{"text": null}', r'a\.jsonl, line 1: "text" is null'),
         ("a.txt", b"a\n\xff", r"a\.txt, line 2: byte 0xff"),
-        ("a.txt", b"a\0b", r"a\.txt holds a NUL"),
+        ("a.txt", b"abcde\nf\0b", r"a\.txt, line 2: the text holds a NUL at character 1"),
         ("a.txt", b" \n\n ", r"a\.txt: holds no text"),
         ("a.csv", b"x", r"a\.csv: plain text comes from \.txt or \.jsonl"),
     ],

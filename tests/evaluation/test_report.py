@@ -22,6 +22,7 @@ from evaluation import (
     worked_example,
     write_report,
 )
+from files import FileError
 
 
 def result(name: str, right: bool, step: str = "", seen: bool | None = None, **changes: object) -> Result:
@@ -222,27 +223,58 @@ ROW = {"id": "1", "step": "", "seen": None, "answer": "A", "scores": {"A": -1.0,
 GOOD = {"format": 1, "settings": {}, "questions": [ROW]}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "null",
-        "{}",
-        json.dumps(GOOD | {"format": 2}),
-        json.dumps(GOOD | {"questions": [{}]}),
-        json.dumps(GOOD | {"questions": [ROW | {"answer": "C"}]}),
-        json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": -1.0}}]}),
-        json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": "high", "B": -1.0}}]}),
-        json.dumps(GOOD | {"questions": [ROW | {"scores": None}]}),
-        json.dumps(GOOD)[:-1],
-    ],
-)
-def test_a_bad_report_is_named(tmp_path: Path, content: str) -> None:
+HOSTILE: list[tuple[str, str]] = [
+    ("", "not valid JSON"),
+    (json.dumps(GOOD)[:-1], "not valid JSON"),
+    ("[]", "the root is a list, expected an object"),
+    ("null", "the root is null"),
+    ("{}", 'the key "format" is missing'),
+    (json.dumps(GOOD | {"format": 2}), "its format is 2, expected 1"),
+    (json.dumps(GOOD | {"format": True}), '"format" is a boolean'),
+    (json.dumps(GOOD | {"settings": []}), '"settings" is a list, expected an object'),
+    (json.dumps(GOOD | {"settings": {"description": 3}}), 'settings: "description" is a number, expected a string'),
+    (json.dumps(GOOD | {"settings": {"description": "\ud800"}}), "lone surrogate U+D800"),
+    (json.dumps(GOOD | {"questions": {}}), '"questions" is an object, expected a list'),
+    (json.dumps(GOOD | {"questions": []}), "holds no questions"),
+    (json.dumps(GOOD | {"questions": [ROW, ROW]}), "two of its questions have one id"),
+    (json.dumps(GOOD | {"questions": [ROW, None]}), "question 2: the row is null"),
+    (json.dumps(GOOD | {"questions": [ROW | {"answer": "C"}]}), "question 1: no score for its answer 'C'"),
+    (json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": -1.0}}]}), "or only that one"),
+    (json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": "high", "B": -1.0}}]}), 'scores: "A" is a string'),
+    (json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": -1, "B": -1.0}}]}), 'scores: "A" is a number'),
+    (json.dumps(GOOD | {"questions": [ROW | {"scores": {"A": math.nan, "B": -1.0}}]}), "NaN, which is no number"),
+    (json.dumps(GOOD).replace("-2.0", "-1e999"), 'the score of "B" is no finite number'),
+    (json.dumps(GOOD).replace('"B"', '"A"'), 'the key "A" occurs twice'),
+    (json.dumps(GOOD).replace("-2.0", "[" * 10**5), "nested too deeply"),
+]
+WRONG_TYPES = {
+    "id": (None, 3, [], "a\0"),
+    "step": (None, 3, [], "\ud800"),
+    "seen": (0, "yes", []),
+    "answer": (None, 3, ["A"], {}),
+    "scores": (None, 3, [], [["A", -1.0]], "A", {}),
+    "truncated": (None, 0, "no"),
+}
+HOSTILE += [
+    (json.dumps(GOOD | {"questions": [ROW | {key: value}]}), "question 1")
+    for key, values in WRONG_TYPES.items()
+    for value in values
+]
+HOSTILE += [
+    (json.dumps(GOOD | {"questions": [{k: v for k, v in ROW.items() if k != key}]}), f'the key "{key}" is missing')
+    for key in ROW
+]
+
+
+@pytest.mark.parametrize(("content", "problem"), HOSTILE, ids=[str(n) for n in range(len(HOSTILE))])
+def test_a_bad_report_is_named(tmp_path: Path, count_faults, content: str, problem: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"report\.json: not a report written with --out"):
+    with pytest.raises(FileError, match=r"report\.json.*; ") as refused:
         read_report(path)
+    assert problem in str(refused.value) and refused.value.remedy
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
+    count_faults("bad reports")
 
 
 def test_a_missing_report_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ question.py    `Question`, checked             medqa.py, medbullets.py, pubmedqa
 usmle.py       the folder of step files
 """
 
+from itertools import chain
 from pathlib import Path
 
 from data.exams.medbullets import read_medbullets
@@ -18,7 +19,8 @@ from data.exams.medqa import read_medqa
 from data.exams.pubmedqa import read_pubmedqa
 from data.exams.question import Question
 from data.exams.usmle import read_step, read_steps
-from data.records import LINE_SUFFIXES, read_json, read_lines
+from data.fields import Place, listed
+from data.reading import holds_rows, read_json, read_rows
 
 __all__ = ["Question", "load_exam"]
 
@@ -33,38 +35,42 @@ def load_exam(path: Path | str) -> list[Question]:
         At least one question, in the exam's order.
 
     Raises:
-        ValueError: an unknown layout or a bad question; the message names file, question and remedy.
+        FileError: an unknown layout or a bad question; the message names file, question and remedy.
+        OSError: a file cannot be read.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; check the path of the exam")
+        raise Place(path).unsuitable("no such file or folder", "check the path of the exam")
     questions = read_steps(path) if path.is_dir() else _read_file(path)
     if not questions:
-        raise ValueError(f"{path}: no question left to ask; the file is empty, or all its questions need images")
+        raise Place(path).unsuitable("no question left to ask", "the file is empty, or all its questions need images")
     known: set[str] = set()
     for question in questions:
         if question.id in known:
-            raise ValueError(f"{path}: question {question.id} occurs twice; number the questions uniquely")
+            raise Place(path).damaged(f"question {listed([question.id])} occurs twice", "number the questions uniquely")
         known.add(question.id)
     return questions
 
 
 def _read_file(path: Path) -> list[Question]:
-    if path.suffix in LINE_SUFFIXES:
-        content = [row for _, _, row in read_lines(path)]
+    if holds_rows(path):
+        rows = read_rows(path)
+        for first in rows:
+            known = first[2] if isinstance(first[2], dict) else {}
+            if "answer_idx" in known:
+                return read_medqa(path.stem, chain([first], rows))
+            if "no" in known:
+                return read_step(path)
+            break
     else:
         content = read_json(path, remedy="a file of one object per line needs the suffix .jsonl")
-    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        if "answer_idx" in content[0]:
-            return read_medqa(path, content)
-        if "no" in content[0]:
-            return read_step(path)
-    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
-        if {"question", "opa", "answer_idx"} <= content.keys():
-            return read_medbullets(path, content)
-        if "QUESTION" in next(iter(content.values())):
-            return read_pubmedqa(path, content)
-    raise ValueError(
-        f"{path}: no exam layout is recognised; expected a folder of step1.json files, MedQA rows (with answer_idx), "
-        "Medbullets columns (question, opa, answer_idx) or PubMedQA articles (QUESTION, CONTEXTS)"
+        if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+            if {"question", "opa", "answer_idx"} <= content.keys():
+                return read_medbullets(path, content)
+            if "QUESTION" in next(iter(content.values())):
+                return read_pubmedqa(path, content)
+    raise Place(path).unsuitable(
+        "no exam layout is recognised",
+        "expected a folder of step1.json files, MedQA rows (with answer_idx), Medbullets columns (question, opa, "
+        "answer_idx) or PubMedQA articles (QUESTION, CONTEXTS)",
     )

@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from data.exams.question import Question, question_of
-from data.records import text_field
+from data.fields import Place, check_text, text_field
+from files import shown
 
 
 def read_medbullets(path: Path, columns: dict[str, dict[str, Any]]) -> list[Question]:
     """One question per row number; each column is an object from row number to value."""
     letters = {name[2].upper(): name for name in sorted(columns) if re.fullmatch("op[a-z]", name)}
+    place = Place(path)
     questions = []
     for row in columns["question"]:
+        check_text(row, "a row's number", place.at("question"))
         question = question_of(
-            path,
+            place.at(f"question {shown(row)}"),
             id=f"{path.stem}/{row}",
-            text=text_field(columns["question"], row, f"{path}, question"),
-            options={letter: text_field(columns[name], row, f"{path}, {name}") for letter, name in letters.items()},
-            answer=text_field(columns["answer_idx"], row, f"{path}, answer_idx"),
+            text=text_field(columns["question"], row, place.at("question")),
+            options={letter: text_field(columns[name], row, place.at(name)) for letter, name in letters.items()},
+            answer=text_field(columns["answer_idx"], row, place.at("answer_idx")),
         )
         questions.append(question)
     return questions

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data.exams.question import Question, question_of, read_object
-from data.records import field, text_field
+from data.fields import Place, check_text, field, text_field
+from files import shown
 
 OPTIONS = {"A": "yes", "B": "no", "C": "maybe"}
 
@@ -19,27 +20,32 @@ def read_pubmedqa(path: Path, articles: dict[str, dict[str, Any]]) -> list[Quest
     if listings:
         truth = read_object(listings[0], str)
         if missing := truth.keys() - articles.keys():
-            raise ValueError(
-                f"{path}: {len(missing)} articles of {listings[0].name} are missing, such as {min(missing)}; "
-                "the two files belong to different releases"
+            raise Place(path).unsuitable(
+                f"{len(missing):,} articles of {listings[0].name} are missing, such as {shown(min(missing))}",
+                "take both files from one release",
             )
     else:
-        truth = {pmid: text_field(row, "final_decision", f"{path}, article {pmid}") for pmid, row in articles.items()}
+        truth = {pmid: text_field(row, "final_decision", _place(path, pmid)) for pmid, row in articles.items()}
     letters = {option: letter for letter, option in OPTIONS.items()}
     questions = []
     for pmid, decision in truth.items():
-        where = f"{path}, article {pmid}"
+        place = _place(path, pmid)
+        check_text(pmid, "the article's id", place)
         if decision not in letters:
-            raise ValueError(f"{where}: the answer is {decision!r}; it must be one of {', '.join(letters)}")
-        contexts = field(articles[pmid], "CONTEXTS", where, list)
+            raise place.unsuitable(f"the answer is {shown(decision)}", f"it must be one of {', '.join(letters)}")
+        contexts = field(articles[pmid], "CONTEXTS", place, list)
         paragraphs = {str(index): paragraph for index, paragraph in enumerate(contexts)}
         question = question_of(
-            path,
+            place,
             id=pmid,
-            text=text_field(articles[pmid], "QUESTION", where),
+            text=text_field(articles[pmid], "QUESTION", place),
             options=OPTIONS,
             answer=letters[decision],
-            context="\n".join(text_field(paragraphs, index, f"{where}, CONTEXTS") for index in paragraphs),
+            context="\n".join(text_field(paragraphs, index, place.at("CONTEXTS")) for index in paragraphs),
         )
         questions.append(question)
     return questions
+
+
+def _place(path: Path, pmid: str) -> Place:
+    return Place(path, f"article {pmid if pmid.isdigit() else shown(pmid)}")

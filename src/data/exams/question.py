@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.records import check_text, field, kind, read_json, text_field
+from data.fields import Place, check_text, field, kind, listed, text_field
+from data.reading import read_json
+from files import shown
 
+MAX_OPTIONS = 26  # one per letter
 IMAGES = "question_with_images.json"  # lists the questions of a USMLE folder that refer to an image
 
 
@@ -23,11 +26,12 @@ class Question:
         seen: whether its fact occurs in the training set; None where unknown.
 
     Raises:
-        ValueError: an empty text, fewer than two options, or an answer that is none of them.
+        ValueError: an empty text, fewer than two options or more than the alphabet has letters, an empty option or one
+            text twice, or an answer that is none of them.
 
     >>> Question("1", "Which organ makes insulin?", {"A": "Liver", "B": "Pancreas"}, "C")
     Traceback (most recent call last):
-    ValueError: question 1: the answer 'C' is not among the options A, B; correct the answer key
+    ValueError: question 1: the answer 'C' is not among the options 'A', 'B'; correct the answer key
     """
 
     id: str
@@ -39,44 +43,59 @@ class Question:
     seen: bool | None = None
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise ValueError(f"question {self.id}: the text is empty; write it, or remove the question")
-        if len(self.options) < 2:
-            raise ValueError(
-                f"question {self.id}: {len(self.options)} option(s), at least 2 are needed to choose from; complete "
-                f"them, or remove the question (one that needs an image belongs into {IMAGES})"
-            )
-        for letter, option in self.options.items():
-            if not option.strip():
-                raise ValueError(f"question {self.id}: option {letter} is empty; write it, or remove the option")
-        if self.answer not in self.options:
-            raise ValueError(
-                f"question {self.id}: the answer {self.answer!r} is not among the options {', '.join(self.options)}; "
-                "correct the answer key"
-            )
+        if fault := _fault(self.text, self.options, self.answer):
+            raise ValueError(f"question {self.id}: {'; '.join(fault)}")
 
 
-def question_of(path: Path, **fields: Any) -> Question:
-    """A Question whose errors name the file that it was read from."""
-    try:
-        return Question(**fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+def _fault(text: str, options: dict[str, str], answer: str) -> tuple[str, str] | None:
+    """What is wrong with a question, and the remedy."""
+    if not text.strip():
+        return "the text is empty", "write it, or remove the question"
+    if len(options) < 2:
+        return (
+            f"{len(options)} option(s), at least 2 are needed to choose from",
+            f"complete them, or remove the question (one that needs an image belongs into {IMAGES})",
+        )
+    if len(options) > MAX_OPTIONS:
+        return _too_many(options)
+    letters: dict[str, str] = {}
+    for letter, option in options.items():
+        if not option.strip():
+            return f"option {shown(letter)} is empty", "write it, or remove the option"
+        if option in letters:
+            return f"options {shown(letters[option])} and {shown(letter)} are the same text", "remove one of them"
+        letters[option] = letter
+    if answer not in options:
+        return f"the answer {shown(answer)} is not among the options {listed(options)}", "correct the answer key"
+    return None
 
 
-def read_options(row: dict[str, Any], where: str) -> dict[str, str]:
+def _too_many(options: dict[str, Any]) -> tuple[str, str]:
+    return f"{len(options):,} options, at most {MAX_OPTIONS} have letters", "remove some"
+
+
+def question_of(place: Place, **fields: Any) -> Question:
+    """A Question from strings that can be tokenized; its errors name the place that it was read from."""
+    if fault := _fault(fields["text"], fields["options"], fields["answer"]):
+        raise place.unsuitable(*fault)
+    return Question(**fields)
+
+
+def read_options(row: dict[str, Any], place: Place) -> dict[str, str]:
     """row["options"], an object from letters to texts, both fit to be tokenized."""
-    options = field(row, "options", where, dict)
+    options = field(row, "options", place, dict)
+    if len(options) > MAX_OPTIONS:  # before looking at each
+        raise place.unsuitable(*_too_many(options))
     for letter in options:
-        check_text(letter, f"{where}: a letter of the options")
-    return {letter: text_field(options, letter, f"{where}, options") for letter in options}
+        check_text(letter, "a letter of the options", place)
+    return {letter: text_field(options, letter, place.at("options")) for letter in options}
 
 
 def read_object(path: Path, value_type: type) -> dict[str, Any]:
     """The JSON object in a file, all its values of the given type: an answer key, a list of numbers per step."""
-    content = read_json(path, remedy='write one object {"1": ...}')
+    content, place = read_json(path, remedy='write one object {"1": ...}'), Place(path)
     if not isinstance(content, dict):
-        raise ValueError(f'{path}: the root is {kind(content)}, expected an object such as {{"1": ...}}')
+        raise place.unsuitable(f"the root is {kind(content)}, expected an object", 'write {"1": ...}')
     for key in content:
-        field(content, key, str(path), value_type)
+        field(content, key, place, value_type)
     return content

@@ -13,43 +13,44 @@ import re
 from pathlib import Path
 
 from data.exams.question import IMAGES, Question, question_of, read_object, read_options
-from data.records import field, kind, read_json, text_field
+from data.fields import Place, check_text, field, text_field
+from data.reading import read_rows
+from files import shown
 
 
 def read_steps(folder: Path) -> list[Question]:
     """All `step<number>.json` of a folder, in the order of the numbers."""
-    steps = {int(match[1]): file for file in folder.iterdir() if (match := re.fullmatch(r"step(\d+)\.json", file.name))}
+    found = ((re.fullmatch(r"step(\d+)\.json", file.name), file) for file in folder.iterdir())
+    steps = sorted((int(match[1]), file) for match, file in found if match)
     if not steps:
-        raise ValueError(f"{folder}: holds no step1.json; name a folder of step files, or an exam file")
-    return [question for number in sorted(steps) for question in read_step(steps[number])]
+        raise Place(folder).unsuitable("holds no step1.json", "name a folder of step files, or an exam file")
+    return [question for _, file in steps for question in read_step(file)]
 
 
 def read_step(path: Path) -> list[Question]:
     """One step file and the `_solutions.json` beside it, without the questions that refer to an image."""
     key_path = path.with_name(f"{path.stem}_solutions.json")
     if not key_path.exists():
-        raise ValueError(f'{path}: its answer key {key_path.name} is missing; put it beside, as {{"1": "B", ...}}')
+        raise Place(path).unsuitable(f"its answer key {key_path.name} is missing", 'put it beside, as {"1": "B", ...}')
     key = read_object(key_path, str)
     images = _numbers_with_images(path.parent)
-    rows = read_json(path, remedy="write one list of questions")
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: the root is {kind(rows)}, expected a list of questions")
     questions = []
-    for index, row in enumerate(rows, start=1):
-        number = str(field(row, "no", f"{path}, row {index}", int, str))
+    for _, place, row in read_rows(path):
+        number = str(field(row, "no", place, int, str))
+        check_text(number, '"no"', place)
         if number in images.get(path.stem, ()):
             continue
-        where = f"{path}, question {number}"
+        place = Place(path, f"question {number if number.isdigit() else shown(number)}")
         if number not in key:
-            raise ValueError(f"{where}: has no solution; add it to {key_path.name}, or list it in {IMAGES}")
+            raise place.unsuitable("has no solution", f"add it to {key_path.name}, or list it in {IMAGES}")
         question = question_of(
-            path,
+            place,
             id=f"{path.stem}/{number}",
-            text=text_field(row, "question", where),
-            options=read_options(row, where),
+            text=text_field(row, "question", place),
+            options=read_options(row, place),
             answer=key[number].strip().upper(),  # published keys mix cases
             step=path.stem,
-            seen=field(row, "seen", where, bool) if "seen" in row else None,
+            seen=field(row, "seen", place, bool) if "seen" in row else None,
         )
         questions.append(question)
     return questions
@@ -60,4 +61,9 @@ def _numbers_with_images(folder: Path) -> dict[str, set[str]]:
     listing = folder / IMAGES
     if not listing.exists():
         return {}
-    return {step: {str(number) for number in numbers} for step, numbers in read_object(listing, list).items()}
+    images = {}
+    for step, numbers in read_object(listing, list).items():
+        if wrong := [number for number in numbers if type(number) not in (int, str)]:
+            raise Place(listing, shown(step)).unsuitable(f"{shown(wrong[0])} is no question's number", "write numbers")
+        images[step] = {str(number) for number in numbers}
+    return images

@@ -33,7 +33,7 @@ def test_pubmedqa_reads_the_abstract_and_keeps_to_the_test_articles(tmp_path: Pa
         ({"final_decision": "perhaps"}, None, r"article 11: the answer is 'perhaps'; it must be one of yes, no, maybe"),
         ({"CONTEXTS": "One."}, None, r'article 11: "CONTEXTS" is a string, expected a list'),
         ({"CONTEXTS": ["One.", 2]}, None, r'article 11, CONTEXTS: "1" is a number'),
-        ({}, {"33": "yes"}, r"1 articles of test_ground_truth.json are missing, such as 33"),
+        ({}, {"33": "yes"}, r"1 articles of test_ground_truth.json are missing, such as '33'"),
         ({}, {"11": "YES"}, r"article 11: the answer is 'YES'"),
     ],
 )
