@@ -5,6 +5,8 @@
 - `step`: one step of Adam on such state: the formula, its reference, the guard against underflow.
 - `fast_step`: the same step in place, for all parameters: in C, by Triton, or by PyTorch's operators.
 - `cuda`: the Triton kernel.
+- `moments`: what is kept of a parameter, its names and shapes.
+- `sharding`: parameters cut by rows over several processes.
 - `adam`: `Adam8bit` and `AdamW8bit`, drop-in `torch.optim.Optimizer`s.
 """
 

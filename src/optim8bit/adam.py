@@ -7,6 +7,9 @@ Two moments of a parameter take 2 bytes and 2·4/256 for the scales instead of 8
   ("stable embedding"), which a pretrained LLaMA can't take: `embeddings_in_32bit(model)` makes the groups instead.
 
 Adapters of a small model can all be under `min_8bit_size`: ask `state_bytes()` whether 8-bit state is really in use.
+
+Parameters cut by rows over several processes (FSDP2) have their moments cut likewise; see `optim8bit.sharding`. Where a
+block would lie on two processes, moments are float32, too: `split_blocks()` lists these parameters.
 """
 
 from collections import defaultdict
@@ -16,20 +19,16 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from native.adam import AdamTensors
 from optim8bit.blockwise import n_blocks
 from optim8bit.fast_step import scalars_at_step, step_
-from optim8bit.step import Moments8bit
+from optim8bit.moments import CODES, FLOATS, fresh_moments, in_order, restored_state
+from optim8bit.sharding import blocks_are_whole, check_cut_by_rows, local_part
 
 MIN_8BIT_SIZE = 4096
 
-# Names in `state` and in the state dict; those of float32 moments are torch's.
-_CODES = ("exp_avg_codes", "exp_avg_absmax", "exp_avg_sq_codes", "exp_avg_sq_absmax")
-_FLOATS = ("exp_avg", "exp_avg_sq")
-
 
 class StateBytes(NamedTuple):
-    """Bytes of the moments by kind; the scales count as 8-bit state."""
+    """Bytes of the moments by kind, of those on this process; the scales count as 8-bit state."""
 
     in_8bit: int
     in_32bit: int
@@ -74,8 +73,8 @@ class Adam8bit(torch.optim.Optimizer):
         min_8bit_size: a tensor with fewer elements has float32 moments.
 
     Raises:
-        ValueError: an option out of range; a complex parameter; in `step`, a sparse gradient; in `load_state_dict`,
-            state that doesn't fit its parameter.
+        ValueError: an option out of range; a complex parameter, or one that is not cut by rows; in `step`, a sparse
+            gradient; in `load_state_dict`, state that doesn't fit its parameter.
 
     >>> weight = nn.Parameter(torch.zeros(64, 64))
     >>> optimizer = Adam8bit([weight], lr=0.1)
@@ -150,13 +149,26 @@ class Adam8bit(torch.optim.Optimizer):
                 self._update(parameters, step, device, group, gradient_scale)
         return loss
 
+    def prepare_state(self) -> None:
+        """Give every parameter that has none yet its moments, as before the first step: to be filled in place."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self._fresh_state(p, group)
+
+    def split_blocks(self) -> list[Tensor]:
+        """Parameters that have float32 moments only because a block of theirs would lie on two processes."""
+        return [
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if _asks_for_8bit(p, group) and not blocks_are_whole(p, group["block_size"])
+        ]
+
     def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        in_8bit = _asks_for_8bit(p, group) and blocks_are_whole(p, group["block_size"])
         state = self.state[p]
-        state["step"] = 0
-        if group["bits"] == 8 and p.numel() >= group["min_8bit_size"]:
-            state.update(zip(_CODES, Moments8bit.zeros_like(p, group["block_size"]), strict=True))
-        else:
-            state.update((name, torch.zeros(p.shape, dtype=torch.float32, device=p.device)) for name in _FLOATS)
+        state.update(step=0, **fresh_moments(p, group["block_size"], in_8bit=in_8bit))
         return state
 
     def _update(
@@ -169,18 +181,18 @@ class Adam8bit(torch.optim.Optimizer):
     ) -> None:
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
         scalars = scalars_at_step(step, gradient_scale=gradient_scale, device=device, **options)
-        tensors = [_in_order(p, self.state[p]) for p in parameters]
+        tensors = [in_order(p, self.state[p]) for p in parameters]
         step_(tensors, scalars, decoupled=group["decoupled_weight_decay"], block_size=group["block_size"])
         for p, (weight, *_) in zip(parameters, tensors, strict=True):
-            if weight is not p:  # p's strides are not those of its flat order
-                p.copy_(weight)
+            if weight is not (part := local_part(p)):  # its strides are not those of its flat order
+                part.copy_(weight)
 
     def state_bytes(self) -> StateBytes:
         """Bytes that the moments take now; a parameter that has not been stepped yet has none."""
         sizes = [0, 0]
         for state in self.state.values():
-            for kind, names in enumerate((_CODES, _FLOATS)):
-                sizes[kind] += sum(state[name].nbytes for name in names if name in state)
+            for kind, names in enumerate((CODES, FLOATS)):
+                sizes[kind] += sum(local_part(state[name]).nbytes for name in names if name in state)
         return StateBytes(*sizes)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -191,7 +203,7 @@ class Adam8bit(torch.optim.Optimizer):
         groups = [group for group in self.param_groups for _ in group["params"]]
         for p, index, group in zip(own, saved, groups, strict=True):
             if index in state_dict["state"]:
-                self.state[p] = _restored(state_dict["state"][index], p, group["block_size"], index)
+                self.state[p] = restored_state(state_dict["state"][index], p, group["block_size"], index)
 
 
 class AdamW8bit(Adam8bit):
@@ -211,33 +223,9 @@ class AdamW8bit(Adam8bit):
         super().__init__(params, *options, decoupled_weight_decay=True)
 
 
-def _in_order(p: Tensor, state: dict[str, Any]) -> AdamTensors:
-    """A parameter, its gradient and its state, each in its flat order: copies where they are not."""
-    assert p.grad is not None
-    weight, gradient = p.contiguous(), p.grad.contiguous()
-    if _CODES[0] not in state:
-        return AdamTensors(weight, gradient, state["exp_avg"], state["exp_avg_sq"])
-    m_codes, m_absmax, v_codes, v_absmax = (state[name] for name in _CODES)
-    return AdamTensors(weight, gradient, m_codes, v_codes, m_absmax, v_absmax)
-
-
-def _restored(saved: dict[str, Any], p: Tensor, block_size: int, index: int) -> dict[str, Any]:
-    """A parameter's saved state, copied to its device; an error where it can't be that parameter's."""
-    scales = (n_blocks(p.numel(), block_size),)
-    expected = {
-        "8-bit": dict(zip(_CODES, 2 * [(torch.uint8, tuple(p.shape)), (torch.float32, scales)], strict=True)),
-        "float32": dict.fromkeys(_FLOATS, (torch.float32, tuple(p.shape))),
-    }
-    found = {name: (value.dtype, tuple(value.shape)) for name, value in saved.items() if isinstance(value, Tensor)}
-    if found not in expected.values() or not isinstance(saved.get("step"), int):
-        raise ValueError(
-            f"the saved state of parameter {index} is {found}: it doesn't fit shape {tuple(p.shape)} in blocks of "
-            f"{block_size}. Load a state dict that an 8-bit Adam saved for this model"
-        )
-    return {
-        name: value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
-        for name, value in saved.items()
-    }
+def _asks_for_8bit(p: Tensor, group: dict[str, Any]) -> bool:
+    """Whether the options give it 8-bit moments: by its size over all processes."""
+    return group["bits"] == 8 and p.numel() >= group["min_8bit_size"]
 
 
 def _check_options(group: dict[str, Any]) -> None:
@@ -254,5 +242,6 @@ def _check_options(group: dict[str, Any]) -> None:
     if group["bits"] not in (8, 32):
         raise ValueError(f"bits is {group['bits']}: moments are stored in 8 bits, or in 32 (float32)")
     for p in group["params"]:
+        check_cut_by_rows(p)
         if not p.is_floating_point():
             raise ValueError(f"a parameter is {p.dtype}: 8-bit Adam takes real floating ones (torch.view_as_real)")
