@@ -7,7 +7,7 @@ EXTRAS ?= test,viz
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench miniature screenshot clean
+.PHONY: help demo test test-faults lint format bench miniature screenshot clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## Prove every formula; ends with a table of errors and bounds
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+test-faults: $(STAMP)  ## Kill, fill, flip and poison at every place there is; ends with a table of faults
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m faults tests
 
 lint: $(STAMP)  ## Lint, format check and types
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 BOUND = "error and bound"
+FAULTS = "faults tried"
 
 # Workers of pytest-xdist share the machine; within one process more threads would only fight each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -46,6 +48,19 @@ def check_bound(request: pytest.FixtureRequest) -> Callable[[str, float, float],
     return check
 
 
+@pytest.fixture
+def count_faults(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """count_faults(kind, n=1): enters n faults survived in the closing table; call it after the check has passed."""
+
+    def count(kind: str, n: int = 1) -> None:
+        tried: dict[str, int] = dict(request.node.user_properties).get(FAULTS, {})
+        if not tried:
+            request.node.user_properties.append((FAULTS, tried))
+        tried[kind] = tried.get(kind, 0) + n
+
+    return count
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In continuous integration a test that skips for want of artefacts or peers fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -58,7 +73,26 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the worst error of every named check beside its bound."""
+    """Print the faults that were tried, and the worst error of every named check beside its bound."""
+    _faults_table(terminalreporter)
+    _bounds_table(terminalreporter)
+
+
+def _faults_table(terminalreporter: pytest.TerminalReporter) -> None:
+    tried: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                tried.update(dict(report.user_properties).get(FAULTS, {}))
+    if not tried:
+        return
+    terminalreporter.section("faults injected, each survived as promised")
+    width = max(map(len, tried))
+    for kind, n in sorted(tried.items()):
+        terminalreporter.write_line(f"{kind:<{width}}  {n:>9,}")
+
+
+def _bounds_table(terminalreporter: pytest.TerminalReporter) -> None:
     worst: dict[str, tuple[float, float]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:

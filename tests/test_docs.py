@@ -145,7 +145,7 @@ def test_commands_are_real(document: str, command: str, tmp_path: Path, monkeypa
     """The scripts' own parsers accept the flags; make has the targets. Nothing is run."""
     program, *arguments = shlex.split(command)
     if program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert all(argument in targets for argument in arguments if "=" not in argument), command
     elif program == "python":
         script, *arguments = arguments
@@ -166,6 +166,9 @@ def test_commands_are_real(document: str, command: str, tmp_path: Path, monkeypa
             # Flags that do not parse exit with status 2; with flags that do, the missing source is found out.
             with pytest.raises(SystemExit, match="is not a directory"):
                 convert.main(arguments)
+    elif program == "torchrun":
+        monkeypatch.chdir(ROOT)
+        train.parse_arguments(arguments[arguments.index("train.py") + 1 :])
     else:
         assert program in ("cat", "pip", "git", "cd"), f"{document}: {command}: no test knows this program"
 

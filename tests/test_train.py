@@ -95,7 +95,7 @@ def test_resume_goes_on_bit_for_bit(base, tmp_path, method):
             train.train(stopped)
     finally:
         train.optimizer_step = original
-    train.train(stopped, resume=True)
+    train.train(stopped, resume="auto")
 
     def losses(folder: Path) -> list[tuple[int, str]]:
         return [(line["step"], line["loss"].hex()) for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
@@ -152,11 +152,14 @@ def test_text_objective_from_random_weights(base, tmp_path):
     [
         ((), "data.files is empty"),
         (("--shape.name", "7B"), "not a 7B"),
-        (("--resume",), "nothing to resume"),
+        (("--resume", "nowhere"), "--resume nowhere: it is not a directory"),
         (("--data.max-length", "257"), "exceeds the model's window of 256"),
-        (("--train.micro-batch-size", "0"), "train.micro_batch_size = 0 must be positive"),
+        (("--train.micro-batch-size", "0"), "train.micro_batch_size = 0 must be positive, and finite"),
         (("--train.micro-batch-size", "3"), "multiple of train.micro_batch_size = 3"),
         (("--train.keep-checkpoints", "0"), "must be positive"),
+        (("--optim.lr", "inf"), "optim.lr = inf must be positive, and finite"),
+        (("--optim.betas", "0.9", "nan"), "optim.betas = (0.9, nan) must be in [0, 1)"),
+        (("--train.seed", "-1"), "train.seed = -1 must be in [0, 2^63)"),
         (("--optim.warmup-steps", "-1"), "must be zero or more"),
         (("--lora.targets", "q_prj"), "did you mean"),
         (("--train.max-steps", "1", "--optim.warmup-steps", "1"), "all 1 steps have a learning rate of zero"),
@@ -176,7 +179,7 @@ def test_a_new_run_does_not_begin_among_old_checkpoints(base, tmp_path):
     """Otherwise the old run's newer checkpoints would outlive the new one's, and --resume would go on from them."""
     config = run_config(base, tmp_path, save_every=4)
     train.train(config)
-    with pytest.raises(ValueError, match="is of an earlier run: add --resume"):
+    with pytest.raises(ValueError, match="is of an earlier run: add --resume auto"):
         train.train(config)
 
 
@@ -186,8 +189,8 @@ def test_a_run_is_not_resumed_on_other_data(base, tmp_path):
     config = replace(config, data=replace(config.data, folder=str(tmp_path)))
     train.train(config)
     (tmp_path / "rows.json").write_text(json.dumps([*ROWS[1:], ROWS[0]]))
-    with pytest.raises(ValueError, match=r"data: .* then, .* now"):
-        train.train(config, resume=True)
+    with pytest.raises(ValueError, match=r"the training tokens: .* then, .* now"):
+        train.train(config, resume="auto")
 
 
 def test_help_teaches():

@@ -22,15 +22,16 @@ from recipe.assemble import (
 )
 from recipe.command_line import plain_errors
 from recipe.companions import copy_companions
-from recipe.config import MINIATURE, RunConfig
-from recipe.config_file import read_config, write_config
+from recipe.config import FREE_TO_CHANGE, MINIATURE, RunConfig
+from recipe.config_file import config_text, read_config, write_config
 from recipe.dry_run import dry_run, preview
-from recipe.fit import check_training_fits, free_memory
+from recipe.fit import check_training_fits, free_memory, is_out_of_memory, memory_remedies
 from recipe.inference import Inference, ModelOptions, load_for_inference, prompt_ids
 from recipe.memory import MemoryPlan, count_parameters, meta_model, planned_state, predict_memory
 from recipe.run_data import RunData, RunPlan, data_files, digest, load_run_data, plan_steps
 
 __all__ = [
+    "FREE_TO_CHANGE",
     "MINIATURE",
     "Inference",
     "MemoryPlan",
@@ -42,15 +43,18 @@ __all__ = [
     "build_optimizer",
     "check_training_fits",
     "checkpoint_folder",
+    "config_text",
     "copy_companions",
     "count_parameters",
     "data_files",
     "digest",
     "dry_run",
     "free_memory",
+    "is_out_of_memory",
     "load_for_inference",
     "load_run_data",
     "load_tokenizer",
+    "memory_remedies",
     "meta_model",
     "model_shape",
     "pick_device",

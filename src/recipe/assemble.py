@@ -4,18 +4,21 @@ checkpoint ──load──▶ Llama ──each block Linear as it arrives──
            (llama)            (int8, method lora-8bit)                      (lora, methods lora and lora-8bit)
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import data.miniature
 from data import PromptTemplate
 from int8 import Int8Linear, set_backward
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config, save_checkpoint
+from llama.checkpoint.load import fill_parameters
 from lora import LoraConfig, add_lora, save_adapter
 from optim8bit import AdamW8bit, embeddings_in_32bit
 from recipe.companions import copy_companions, write_prompt
@@ -80,12 +83,8 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, device: torch.device, *
     Raises:
         ValueError: whatever does not fit (shape, tokenizer, adapter targets), before weights are read where possible.
     """
-    shape = model_shape(config, tokenizer.vocab_size)
-    check_vocabulary(tokenizer, shape)
-    check_window(config, shape)
+    shape = empty_model(config, tokenizer).config  # a misspelt target shows here, not after the long load
     dtype = storage_dtype(config)
-    with torch.device("meta"):
-        prepare_for_training(Llama(shape), config)  # a misspelt target shows here, not after the long load
     if config.model.base:
         folder = checkpoint_folder(config.model.base)
         if is_int8_checkpoint(folder):
@@ -95,9 +94,59 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, device: torch.device, *
             convert = linear_conversion(config)
             model = load_checkpoint(folder, dtype=dtype, device=device, convert_linear=convert, progress=progress)
     else:
-        generator = torch.Generator().manual_seed(config.train.seed)
-        model = Llama(shape).init_weights(generator).to(device=device, dtype=dtype)
+        model = Llama(shape).init_weights(_seeded(config)).to(device=device, dtype=dtype)
     return prepare_for_training(model, config)
+
+
+def empty_model(config: RunConfig, tokenizer: Tokenizer) -> Llama:
+    """The model to train without its numbers, on the meta device: names, shapes, dtypes, and what requires gradients.
+
+    Raises:
+        ValueError: whatever does not fit (shape, tokenizer, window, adapter targets).
+    """
+    shape = model_shape(config, tokenizer.vocab_size)
+    check_vocabulary(tokenizer, shape)
+    check_window(config, shape)
+    with torch.device("meta"):
+        return prepare_for_training(Llama(shape).to(storage_dtype(config)), config)
+
+
+@torch.no_grad()
+def fill_model(model: Llama, config: RunConfig, put: Callable[[Tensor, Tensor], object], *, progress: bool) -> None:
+    """Give an empty model of the method full its numbers, in place: those that `build_model` gives, bit for bit.
+
+    Args:
+        model: from `empty_model`, its parameters now in memory, maybe spread over several processes.
+        put: copies a whole tensor into a parameter, which may have some of its rows only.
+
+    At any time one tensor is whole in memory, besides what the parameters hold.
+    """
+    if config.model.base:
+        fill_parameters(model, checkpoint_folder(config.model.base), put=put, progress=progress)
+    else:
+        Llama.init_weights(cast(Llama, _OneByOne(model, put)), _seeded(config))
+
+
+@dataclass(frozen=True)
+class _OneByOne:
+    """As much of a Llama as `Llama.init_weights` looks at; each parameter is whole only while it is drawn."""
+
+    model: Llama
+    put: Callable[[Tensor, Tensor], object]
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.model.config
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            whole = torch.empty(parameter.shape)
+            yield name, whole
+            self.put(parameter, whole)
+
+
+def _seeded(config: RunConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(config.train.seed)
 
 
 def prepare_for_training(model: Llama, config: RunConfig) -> Llama:
@@ -106,8 +155,8 @@ def prepare_for_training(model: Llama, config: RunConfig) -> Llama:
         model.requires_grad_(True)
     else:
         lora = config.lora
-        generator = torch.Generator().manual_seed(config.train.seed)
-        add_lora(model, LoraConfig(lora.r, lora.alpha, lora.dropout, lora.targets, lora.rslora), generator=generator)
+        settings = LoraConfig(lora.r, lora.alpha, lora.dropout, lora.targets, lora.rslora)
+        add_lora(model, settings, generator=_seeded(config))
     set_backward(model, config.int8.backward)  # of an int8 base; a layer's own default is the paper's, exact
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return model.train()
@@ -143,20 +192,47 @@ def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.Opt
         groups = [{**group, "bits": 32} for group in groups]
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     options["weight_decay"] = settings.weight_decay
-    if ours:
-        return AdamW8bit(groups, **options, min_8bit_size=settings.min_8bit_size)
-    return torch.optim.AdamW(groups, **options)
+    if not ours:
+        return torch.optim.AdamW(groups, **options)
+    optimizer = AdamW8bit(groups, **options, min_8bit_size=settings.min_8bit_size)
+    _say_what_is_split(model, optimizer)
+    return optimizer
 
 
-def save_result(model: Llama, config: RunConfig, template: PromptTemplate) -> Path:
-    """Write what was trained, with its prompt template: `adapter/` in peft's format, or `model/` in Hugging Face's."""
+def _say_what_is_split(model: nn.Module, optimizer: AdamW8bit) -> None:
+    """Name what has 32-bit moments because its blocks would lie on two processes; the first process says it."""
+    split = {id(p) for p in optimizer.split_blocks()}
+    names = [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters() if id(p) in split]
+    if names and torch.distributed.get_rank() == 0:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"8-bit Adam keeps 32-bit moments of {', '.join(names[:3])}{more}: on {torch.distributed.get_world_size()} "
+            "processes a block of 256 would lie on two of them",
+            stacklevel=3,
+        )
+
+
+def save_result(
+    model: Llama,
+    config: RunConfig,
+    template: PromptTemplate,
+    *,
+    require_trained: bool = True,
+    read: Callable[[str], Tensor] | None = None,
+) -> Path:
+    """Write what was trained, with its prompt template: `adapter/` in peft's format, or `model/` in Hugging Face's.
+
+    Args:
+        require_trained: refuse an adapter that would change nothing.
+        read: of a model spread over several processes, fetches the whole parameter of a name.
+    """
     if config.train.method == "full":
         folder = config.output / "model"
-        save_checkpoint(model, folder, layout="hf")
+        save_checkpoint(model, folder, layout="hf", read=read)
         copy_companions(folder, tokenizer=checkpoint_folder(config.model.tokenizer or config.model.base))
     else:
         folder = config.output / "adapter"
-        save_adapter(model, folder, base_model=config.model.base, require_trained=True)
+        save_adapter(model, folder, base_model=config.model.base, require_trained=require_trained)
     write_prompt(template, folder)
     return folder
 

@@ -13,8 +13,11 @@ from recipe.memory import MemoryPlan, ParameterCount, count_parameters, meta_mod
 from recipe.run_data import RunData, load_run_data, plan_steps
 
 
-def dry_run(config: RunConfig, console: Console | None = None) -> MemoryPlan:
+def dry_run(config: RunConfig, console: Console | None = None, *, processes: int = 1) -> MemoryPlan:
     """Print all of it and return the predicted memory. What is not at hand (tokenizer, data) is named and left out.
+
+    Args:
+        processes: how many would train together, each on a device of its own.
 
     Raises:
         ValueError: the base is not at hand either, and `shape.name` does not say what it would be.
@@ -33,8 +36,8 @@ def dry_run(config: RunConfig, console: Console | None = None) -> MemoryPlan:
     check_window(config, shape)
     model = meta_model(config, shape)
     console.print(parameter_table(count_parameters(model), config))
-    memory = predict_memory(model, config)
-    console.print(memory_table(memory, config))
+    memory = predict_memory(model, config, processes=processes)
+    console.print(memory_table(memory, config, processes))
     if tokenizer is not None:
         _describe_data(config, tokenizer, console)
     return memory
@@ -56,11 +59,12 @@ def parameter_table(counts: dict[str, ParameterCount], config: RunConfig) -> Tab
     return table
 
 
-def memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
+def memory_table(memory: MemoryPlan, config: RunConfig, processes: int = 1) -> Table:
     """Predicted bytes per purpose, in GB (10⁹ bytes)."""
     rows = f"{config.train.micro_batch_size} x {config.data.max_length} tokens"
     checkpointing = ", checkpointing" if config.train.gradient_checkpointing else ""
-    title = f"predicted memory at the peak, {rows}, {config.train.precision}{checkpointing}"
+    each = f", on each of {processes} devices" if processes > 1 else ""
+    title = f"predicted memory at the peak{each}, {rows}, {config.train.precision}{checkpointing}"
     table = Table("purpose", title=title, title_justify="left")
     table.add_column("GB", justify="right")
     for purpose, n_bytes in asdict(memory).items():

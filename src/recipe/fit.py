@@ -85,22 +85,54 @@ def check_load_fits(shape: LlamaConfig, dtype: torch.dtype, *, int8: bool, free:
     raise ValueError(_refusal(what, need(), free, remedy, "--ignore-memory"))
 
 
-def check_training_fits(config: RunConfig, shape: LlamaConfig, free: int | None) -> None:
+def training_need(config: RunConfig, shape: LlamaConfig, flags: Sequence[str] = (), *, processes: int = 1) -> int:
+    """Bytes that a run is predicted to take on each of its devices, with some of `TRAINING_CHANGES` made."""
+    settings = {name: value for flag in flags for name, value in TRAINING_CHANGES[flag].items()}
+    changed = replace(config, train=replace(config.train, **settings))
+    return predict_memory(meta_model(changed, shape), changed, processes=processes).total
+
+
+def open_changes(config: RunConfig) -> list[str]:
+    """The flags of `TRAINING_CHANGES` that the run does not have yet."""
+    now = vars(config.train).items()
+    return [flag for flag, settings in TRAINING_CHANGES.items() if not settings.items() <= now]
+
+
+def memory_remedies(config: RunConfig, shape: LlamaConfig, *, processes: int = 1) -> str:
+    """For a run that did not fit after all: what it was predicted to need, and what it would with each change."""
+
+    def need(changed: RunConfig, *flags: str) -> str:
+        return _gb(training_need(changed, shape, flags, processes=processes))
+
+    length = max(1, config.data.max_length // 2)
+    halved = replace(config, data=replace(config.data, max_length=length))
+    ways = [f"{flag} ({need(config, flag)})" for flag in open_changes(config)]
+    ways.append(f"--data.max-length {length} ({need(halved)})")
+    return f"this run is predicted to need {need(config)}: try {', '.join(ways)}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is missing: a GPU's, Python's, or the CPU allocator's, whose error has no class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def check_training_fits(config: RunConfig, shape: LlamaConfig, free: int | None, *, processes: int = 1) -> None:
     """Refuse a run that cannot train in `free` bytes; None, where nobody knows, refuses nothing.
+
+    Args:
+        free: on each device.
+        processes: how many train together, each on a device of its own.
 
     Raises:
         ValueError: it needs more. The message names the settings that would do, or what is missing.
     """
 
     def need(flags: Sequence[str] = ()) -> int:
-        settings = {name: value for flag in flags for name, value in TRAINING_CHANGES[flag].items()}
-        changed = replace(config, train=replace(config.train, **settings))
-        return predict_memory(meta_model(changed, shape), changed).total
+        return training_need(config, shape, flags, processes=processes)
 
     if free is None or need() <= free:
         return
-    now = vars(config.train).items()
-    flags = [flag for flag, settings in TRAINING_CHANGES.items() if not settings.items() <= now]
+    flags = open_changes(config)
     remedy = _what_fits(flags, need, free) or f"{_missing(need, flags, free)}; take a smaller base or data.max_length"
     rows = f"{config.train.micro_batch_size} x {config.data.max_length} tokens at once"
     what = f"this run (method {config.train.method}, {rows})"
@@ -142,7 +174,7 @@ def _gb(n_bytes: int) -> str:
 # --- Free memory ---
 
 
-def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+def free_memory(device: torch.device, root: Path = Path("/"), *, shared_by: int = 1) -> int | None:
     """Bytes that can be allocated on a device, or None if its system does not say.
 
     On a CPU: the kernel's MemAvailable, or what a control group (containers and notebooks are in one) still allows if
@@ -150,6 +182,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
 
     Args:
         root: where `proc` and `sys` are.
+        shared_by: processes of this machine among which a CPU's memory is divided; a GPU is one's own.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -157,7 +190,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
         return None
     available = _fields(root / "proc/meminfo").get("MemAvailable:")
     rooms = [*_group_rooms(root)] if available is None else [available * 1024, *_group_rooms(root)]
-    return max(0, min(rooms)) if rooms else None
+    return max(0, min(rooms)) // shared_by if rooms else None
 
 
 def _group_rooms(root: Path) -> Iterator[int]:

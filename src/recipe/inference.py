@@ -118,6 +118,10 @@ def load_for_inference(
     mapped = stored_int8 and where.type == "cpu"  # takes next to no memory of its own
     if not ignore_memory and not mapped:
         check_load_fits(shape, width, int8=int8 or stored_int8, free=free_memory(where))
+    if adapter is not None:
+        with torch.device("meta"):
+            skeleton = Llama(shape)
+        load_adapter(skeleton, adapter)  # one that does not fit shows here, not after the long load
     if stored_int8:
         model = load_int8_checkpoint(folder, dtype=width, device=where, threshold=int8_threshold, progress=progress)
     else:

@@ -82,12 +82,19 @@ def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
     }
 
 
-def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
-    """Bytes that training `model` (on the meta device or real) will take at its peak."""
+def predict_memory(model: Llama, config: RunConfig, *, processes: int = 1) -> MemoryPlan:
+    """Bytes that training `model` (on the meta device or real) will take at its peak, on each device.
+
+    Args:
+        processes: how many train together. Adapters are trained on a whole base everywhere; under the method full, each
+            has its share of weights, gradients and optimizer state, and the weights of two blocks (one at work, the
+            next arriving) and of embedding and head besides, whole, with one block's whole gradient.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     head = [p for p in model.output.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     int8 = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    shares = processes if config.train.method == "full" else 1
     width = product_width(config)
     tokens = config.train.micro_batch_size * config.data.max_length
     # Of one chunk: the gradient takes the logits' place; without C, 16-bit ones get a float32 copy besides.
@@ -96,16 +103,27 @@ def predict_memory(model: Llama, config: RunConfig) -> MemoryPlan:
     return MemoryPlan(
         int8_weights=sum(m.weight_codes.numel() + FLOAT32 * m.weight_absmax.numel() for m in int8),
         frozen_weights=_bytes(frozen),
-        trainable_weights=_bytes(trainable),
-        gradients=_bytes(trainable),
-        optimizer=optimizer_bytes(model, config.optim),
+        trainable_weights=_bytes(trainable) // shares,
+        # Of adapters, which travel as one vector, once more.
+        gradients=_bytes(trainable) * (2 if processes > shares else 1) // shares,
+        optimizer=optimizer_bytes(model, config.optim) // shares,
         activations=tokens * activation_bytes_per_token(model, config),
         # beside them a trained head's gradient, summed over chunks
         logits=min(tokens * model.config.vocab_size, chunk) * logit_bytes + _bytes(head),
         # what an int8 product takes while it runs; autocast's 16-bit copies of all masters
         scratch=max((_int8_scratch(m, tokens, width) for m in int8), default=0)
-        + (config.train.precision == "bf16-mixed") * _bytes(trainable) // 2,
+        + (config.train.precision == "bf16-mixed" and shares == 1) * _bytes(trainable) // 2
+        + (shares > 1) * _gathered_bytes(model, config),
     )
+
+
+def _gathered_bytes(model: Llama, config: RunConfig) -> int:
+    """What FSDP holds whole beside the shares: two blocks and one gradient of a block, embedding and head."""
+    block = _bytes(list(model.layers[0].parameters()))
+    narrow = config.train.precision == "bf16-mixed"
+    weights = 2 * block // (2 if narrow else 1)
+    root = [*model.tok_embeddings.parameters(), *model.norm.parameters(), *model.output.parameters()]
+    return weights + block + 2 * _bytes(list({id(p): p for p in root}.values()))
 
 
 def _int8_scratch(layer: Int8Linear, tokens: int, width: int) -> int:

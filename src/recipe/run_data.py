@@ -100,6 +100,10 @@ class RunPlan:
     steps: list[list[MicroBatch]]
     evaluations: frozenset[int]
 
+    def digest(self) -> str:
+        """A short name for the order of the whole run: shuffling, grouping, packing, mixture and all."""
+        return hashlib.sha256(repr(self.steps).encode()).hexdigest()[:16]
+
 
 def data_files(folder: str, files: tuple[str, ...]) -> list[tuple[Path, int | None]]:
     """The data files with the number of rows to draw from each, from entries such as `name.json:1000`.
@@ -111,7 +115,7 @@ def data_files(folder: str, files: tuple[str, ...]) -> list[tuple[Path, int | No
     parts = []
     for entry in files:
         name, _, count = entry.rpartition(":")
-        named = bool(name) and count.isdigit()
+        named = bool(name) and count.isascii() and count.isdigit()
         parts.append((root / (name if named else entry), int(count) if named else None))
     return parts
 

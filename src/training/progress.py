@@ -34,7 +34,10 @@ class TrainingProgress:
         figures = f"loss {loss:.3f} lr {lr:.1e} {tokens_per_second:,.0f} tok/s {memory_gb:.1f} GB"
         self.bar.update(self.task, completed=step, figures=figures)
         every = max(1, self.total_steps // 20)
-        if not self.bar.console.is_terminal and (step % every == 0 or step == self.total_steps):
+        console = self.bar.console
+        if console.quiet or console.is_terminal:
+            return
+        if step % every == 0 or step == self.total_steps:
             seconds_left = self.bar.tasks[self.task].time_remaining
             left = "" if seconds_left is None else f"  {seconds_left / 60:.1f} min left"
             print(f"step {step}/{self.total_steps}  {figures}{left}", flush=True)
@@ -52,9 +55,13 @@ class TrainingProgress:
 
 
 @contextmanager
-def training_progress(total_steps: int, *, done: int = 0) -> Iterator[TrainingProgress]:
-    """Show progress over `total_steps` optimizer steps, of which `done` were taken by an earlier run."""
-    console = Console()
+def training_progress(total_steps: int, *, done: int = 0, quiet: bool = False) -> Iterator[TrainingProgress]:
+    """Show progress over `total_steps` optimizer steps, of which `done` were taken by an earlier run.
+
+    Args:
+        quiet: show nothing: another process of the team does.
+    """
+    console = Console(quiet=quiet)
     # All of it fits into 80 columns; rich would cut what does not.
     columns = (
         BarColumn(bar_width=10),

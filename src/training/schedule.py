@@ -11,6 +11,8 @@ Face's schedules) the very first step has t = 0, and with a warm-up a learning r
 import math
 from collections.abc import Callable
 
+from recipe import RunConfig
+
 _DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
@@ -43,3 +45,16 @@ def warmup_steps(total_steps: int, *, steps: int = 0, ratio: float = 0.0) -> int
     37
     """
     return steps or math.ceil(total_steps * ratio)
+
+
+def learning_rates(config: RunConfig, n_steps: int) -> list[float]:
+    """The learning rate of every step."""
+    settings = config.optim
+    warmup = warmup_steps(n_steps, steps=settings.warmup_steps, ratio=settings.warmup_ratio)
+    rates = [
+        settings.lr * learning_rate_factor(step, total_steps=n_steps, warmup_steps=warmup, schedule=settings.schedule)
+        for step in range(n_steps)
+    ]
+    if not any(rates):
+        raise ValueError(f"all {n_steps} steps have a learning rate of zero: train longer, or warm up less")
+    return rates

@@ -2,43 +2,47 @@
 
     output/checkpoints/step-00000120/
         trainable.safetensors    trainable parameters under their own names, in their own dtypes
-        optimizer.pt             the optimizer's state_dict, 8-bit codes as they are
-        random.pt                states of the random generators
-        run.json                 step, tokens seen, the settings that must not change, and SHA-256 of all four files
+        optimizer.safetensors    moments, 8-bit codes as they are (`training.optimizer_state`)
+        random.safetensors       states of the random generators (`training.generators`)
+        config.toml              the run's settings, to read; what must not change is in run.json
+        run.json                 step, tokens seen, those settings, sizes and SHA-256 of all files (`training.manifest`)
+
+Where parameters are sharded over several processes, each writes its rows of the first two into `shard-….safetensors`
+files (`training.sharded`). Either kind can be read by any number of processes. There is no pickle in it.
 
 The place in the data is the step alone: the order of the rows is a pure function of seed and epoch (`data.plan`).
-A checkpoint is written beside its final name, forced to the disk, and renamed when complete. It is read and checked
-whole before anything of the run changes.
+A checkpoint is written beside its final name, forced to the disk, and renamed when complete; only then older ones go.
+It is read and checked whole before anything of the run changes.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from files import (
     StoredTensor,
-    json_text,
-    read_json_object,
-    read_pickle,
-    read_safetensors,
+    UnsuitableFileError,
+    open_tensor_file,
     remove_folder,
-    sha256_of,
-    whole_folder,
-    write_pickle,
     write_safetensors,
 )
-from optim8bit import Adam8bit
+from files.writing import check_space, draft_of, drafted, publish
+from optim8bit.sharding import is_sharded
+from training.fingerprint import check_fingerprint
+from training.generators import generator_tensors, read_generators
+from training.manifest import RUN, RunFile, measured, read_run, step_folders, step_name, verify
+from training.optimizer_state import form, optimizer_tensors, pending_states
+from training.team import ALONE, Team
 
-ADDED_SETTINGS = {"int8.backward": repr("exact")}
-"""Settings that earlier checkpoints do not name, with what their runs did."""
+TRAINABLE, OPTIMIZER, RANDOM = "trainable.safetensors", "optimizer.safetensors", "random.safetensors"
+CONFIG = "config.toml"
 
-TRAINABLE, OPTIMIZER, RANDOM, RUN = "trainable.safetensors", "optimizer.pt", "random.pt", "run.json"
+HEADER_BYTES = 256
+"""Per tensor, for its name, shape and place in the header of a file and in run.json: generous."""
 
 
 @dataclass(frozen=True)
@@ -55,163 +59,178 @@ class RunPosition:
     tokens: int
     fingerprint: dict[str, str]
 
-    def sha256(self) -> str:
-        """Of its values, however a file spells them."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
 
 def save_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: RunPosition, *, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: RunPosition,
+    *,
+    keep: int,
+    config_text: str = "",
+    team: Team = ALONE,
 ) -> Path:
     """Write a checkpoint under `folder`, drop all but the newest `keep`, and return the new one's path.
 
+    All ranks call it; what fails on one fails on all. Rank 0 writes, and where parameters are sharded every rank.
+
+    Args:
+        config_text: the settings as a file, to be read by people.
+
     Raises:
         ValueError: `keep` is not positive.
-        OSError: the system refuses the write; earlier checkpoints are unchanged, and nothing is left of this one.
+        OSError: the system refuses the write, or there is not room enough for it; earlier checkpoints are unchanged,
+            and nothing is left of this one.
+        LostProcessError: another rank failed.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep} would drop the checkpoint just written: it must be at least 1")
-    final = folder / f"step-{position.step:08d}"
-    with whole_folder(final) as draft:
-        tensors = {name: StoredTensor.of(parameter) for name, parameter in _trainable(model).items()}
-        write_safetensors(draft / TRAINABLE, tensors)
-        write_pickle(draft / OPTIMIZER, optimizer.state_dict())
-        write_pickle(draft / RANDOM, _random_state())
-        sums = {name: sha256_of(draft / name) for name in (TRAINABLE, OPTIMIZER, RANDOM)}
-        sums[RUN] = position.sha256()
-        (draft / RUN).write_bytes(json_text(asdict(position) | {"sha256": sums}))
-    for old in checkpoints(folder)[:-keep]:
-        remove_folder(old)
+    parameters = trainable(model)
+    moments, steps = optimizer_tensors(parameters, optimizer)
+    tensors = parameters | moments
+    final = folder / step_name(position.step)
+    draft = draft_of(final)
+    with ExitStack() as held:
+        with team.together():
+            if team.leads:
+                check_space(folder, sum(tensor.nbytes + HEADER_BYTES for tensor in tensors.values()))
+                held.enter_context(drafted(final))
+        own = _write_shards(draft, tensors, team) if any(map(is_sharded, parameters.values())) else []
+        with team.together():
+            if team.leads:
+                own += _write_files(draft, {} if own else parameters, {} if own else moments, config_text)
+            sums = measured(draft, own)
+        manifest = {name: entry for each in team.everyones(sums) for name, entry in each.items()}
+        with team.together():
+            if team.leads:
+                forms = {name: form(tensor) for name, tensor in tensors.items()}
+                place = (position.step, position.tokens, position.fingerprint)
+                (draft / RUN).write_bytes(RunFile(*place, team.size, steps, forms, manifest).text())
+                publish(draft, final)
+    with team.together():
+        if team.leads:
+            _drop_old(folder, final, keep)
     return final
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints under `folder`, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{RUN}"))
-
-
 def load_state(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: dict[str, str]
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: Mapping[str, str],
+    *,
+    team: Team = ALONE,
+    may_change: Collection[str] = (),
 ) -> RunPosition:
     """Put model, optimizer and random generators back to where `checkpoint` was written.
 
+    All ranks call it. Parameters are read into memory of their own first, which until the first step is free: later
+    it is the gradients'. The optimizer's options stay as they are.
+
+    Args:
+        may_change: settings that may differ from those of the run that wrote it, for the message.
+
     Raises:
-        ValueError: a file is damaged or missing; or the checkpoint belongs to other settings (each is named with both
-            values) or to other parameters. No parameter has changed then.
+        DamagedFileError: a file is damaged or missing.
+        UnsuitableFileError: the checkpoint belongs to other settings (each is named with both values) or to other
+            parameters. Nothing has changed then, nor after any other error.
+        LostProcessError: another rank failed.
     """
-    position = _read_position(checkpoint)
-    _check_fingerprint(checkpoint, position.fingerprint, fingerprint)
-    own, saved = _trainable(model), read_safetensors(checkpoint / TRAINABLE)
-    _check_parameters(checkpoint / TRAINABLE, saved, own)
-    random_state = read_pickle(checkpoint / RANDOM)
-    _check_random_state(checkpoint / RANDOM, random_state)
-    optimizer_state = read_pickle(checkpoint / OPTIMIZER)
-    _check_optimizer_state(checkpoint / OPTIMIZER, optimizer_state, optimizer)
-    try:
-        optimizer.load_state_dict(optimizer_state)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint / OPTIMIZER} is not the state of this run's optimizer: {error}") from error
+    verify(checkpoint, team)
+    parameters = trainable(model)
+    with team.together():
+        run = read_run(checkpoint)
+        check_fingerprint(checkpoint, run.fingerprint, fingerprint, may_change)
+        _check_parameters(checkpoint / RUN, run.tensors, parameters)
+        rest = {name: each for name, each in run.tensors.items() if name not in parameters}
+        pending = pending_states(checkpoint / RUN, parameters, optimizer, rest, run.optimizer_steps)
+        restore_generators = read_generators(checkpoint / RANDOM)
+        values = {name: torch.empty_like(parameter) for name, parameter in parameters.items()}
+        moments = {f"{name}.{key}": part for name, each in pending.items() for key, part in each.parts.items()}
+    if TRAINABLE not in run.manifest or any(map(is_sharded, parameters.values())):
+        _fill_from_shards(checkpoint, values | moments, team)
+    else:
+        with team.together():
+            _fill(checkpoint / TRAINABLE, values)
+            _fill(checkpoint / OPTIMIZER, moments)
+    with team.together():
+        states = {name: each.finished() for name, each in pending.items()}
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(saved[name])
-    torch.set_rng_state(random_state["cpu"])
-    if random_state["cuda"]:
-        torch.cuda.set_rng_state_all(random_state["cuda"])
-    return position
+        for name, parameter in parameters.items():
+            parameter.copy_(values.pop(name))
+    for name, parameter in parameters.items():
+        optimizer.state.pop(parameter, None)
+        if name in states:
+            optimizer.state[parameter] = states[name]
+    restore_generators()
+    return RunPosition(run.step, run.tokens, run.fingerprint)
 
 
-# --- Checks ---
-
-
-def _read_position(checkpoint: Path) -> RunPosition:
-    """What `run.json` says, once it is found to vouch for itself and for the files beside it."""
-    for name in (RUN, TRAINABLE, OPTIMIZER, RANDOM):
-        if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint / name} is missing: the checkpoint is not whole; resume from an earlier one")
-    content = read_json_object(checkpoint / RUN)
-    sums = content.pop("sha256", None)
-    try:
-        position = RunPosition(**content)
-    except TypeError as error:
-        raise ValueError(f"{checkpoint / RUN} does not describe a run: {error}") from error
-    if not isinstance(sums, dict) or sums.get(RUN) != position.sha256():
-        raise ValueError(
-            f"{checkpoint / RUN} is damaged: it is not what was written; resume from an earlier checkpoint"
-        )
-    for name in (TRAINABLE, OPTIMIZER, RANDOM):
-        if sums.get(name) != sha256_of(checkpoint / name):
-            raise ValueError(
-                f"{checkpoint / name} is damaged: its SHA-256 is not that in {RUN}; resume from an earlier checkpoint"
-            )
-    return position
-
-
-def _check_fingerprint(checkpoint: Path, then: dict[str, str], now: dict[str, str]) -> None:
-    then = {name: value for name, value in ADDED_SETTINGS.items() if name in now} | then
-    differences = [
-        f"{name}: {then.get(name, '(unset)')} then, {now.get(name, '(unset)')} now"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
-    ]
-    if differences:
-        raise ValueError(f"{checkpoint} belongs to a run with other settings; {'; '.join(differences)}")
-
-
-def _check_parameters(file: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    if saved.keys() != own.keys():
-        raise ValueError(f"{file} holds other parameters: {sorted(saved.keys() ^ own.keys())[:6]}")
-    for name, parameter in own.items():
-        found, needed = _form(saved[name]), _form(parameter)
-        if found != needed:
-            raise ValueError(f"{file}: {name} is {found}, but the model needs {needed}: was it another base's run?")
-
-
-def _check_optimizer_state(file: Path, saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse state of other parameters. torch's optimizers would take any shape and fail in the next step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    try:
-        indices = [index for group in saved["param_groups"] for index in group["params"]]
-        states: dict[int, dict[str, Any]] = dict(saved["state"])
-        values = [(index, name, value) for index, state in states.items() for name, value in state.items()]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{file} is not an optimizer's state: {type(error).__name__}: {error}") from error
-    if len(indices) != len(parameters) or not states.keys() <= set(indices):
-        raise ValueError(f"{file} is about {len(indices)} parameters, but {len(parameters)} are trained")
-    if isinstance(optimizer, Adam8bit):
-        return  # its load_state_dict compares shapes itself: it knows how codes and scales are laid out
-    shapes = {index: parameter.shape for index, parameter in zip(indices, parameters, strict=True)}
-    for index, name, value in values:
-        if isinstance(value, Tensor) and value.ndim and value.shape != shapes[index]:
-            raise ValueError(
-                f"{file}: {name} of parameter {index} is {tuple(value.shape)}, but the parameter {tuple(shapes[index])}"
-            )
-
-
-def _check_random_state(file: Path, state: Any) -> None:
-    try:
-        torch.Generator().set_state(state["cpu"])
-        devices = [_form(generator) for generator in state["cuda"]]
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{file} is not the state of random generators: {error}") from error
-    here = [_form(generator) for generator in _random_state()["cuda"]]
-    if devices and devices != here:
-        raise ValueError(
-            f"{file} has the generators of {len(devices)} GPUs, but there are {len(here)} here: go on where as many are"
-        )
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name; the very tensors that the optimizer knows."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 # --- Parts ---
 
 
-def _form(tensor: Tensor) -> str:
-    """Shape and dtype, to compare and to print."""
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
+def _write_shards(draft: Path, tensors: Mapping[str, Tensor], team: Team) -> list[str]:
+    from training.sharded import save_shards  # a second of imports, which only shares need
+
+    return [path.name for path in save_shards(draft, tensors, team)]
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+def _fill_from_shards(checkpoint: Path, tensors: Mapping[str, Tensor], team: Team) -> None:
+    from training.sharded import load_shards
+
+    load_shards(checkpoint, tensors, team)
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _write_files(
+    draft: Path, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], config_text: str
+) -> list[str]:
+    """Write what one process writes, and return the files' names. Nothing about parameters where there are none."""
+    contents = {RANDOM: generator_tensors()}
+    if parameters:
+        contents |= {TRAINABLE: dict(parameters), OPTIMIZER: dict(moments)}
+    for file, tensors in contents.items():
+        write_safetensors(draft / file, {name: StoredTensor.of(tensor) for name, tensor in tensors.items()})
+    if config_text:
+        (draft / CONFIG).write_bytes(config_text.encode())
+    return [*contents, CONFIG] if config_text else [*contents]
+
+
+def _drop_old(folder: Path, new: Path, keep: int) -> None:
+    """Remove all but the newest; never the one just written, which is known to be good."""
+    others = [path for path in step_folders(folder) if path != new]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        remove_folder(old)
+
+
+def _check_parameters(file: Path, saved: Mapping[str, str], own: Mapping[str, Tensor]) -> None:
+    for name, parameter in own.items():
+        if saved.get(name) != form(parameter):
+            raise UnsuitableFileError(
+                f"it is {saved.get(name, 'not there')}, but the model needs {form(parameter)}",
+                file=file,
+                place=name,
+                remedy="was it another base's run?",
+            )
+
+
+def _fill(file: Path, targets: Mapping[str, Tensor]) -> None:
+    """Copy a file's tensors into these, after all of them were found to be there in the right form."""
+    stored = open_tensor_file(file)
+    found = {name: f"{each.shape} {each.dtype}" for name, each in stored.items()}
+    for name in sorted(found.keys() | targets.keys()):
+        needed = form(targets[name]) if name in targets else "none of that name"
+        if found.get(name) != needed:
+            raise UnsuitableFileError(
+                f"it is {found.get(name, 'not there')}, but {needed} is needed",
+                file=file,
+                place=name,
+                remedy="resume from an earlier checkpoint",
+            )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(stored[name].read())

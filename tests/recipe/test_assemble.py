@@ -13,6 +13,7 @@ from int8 import Int8Linear
 from llama import Llama, Tokenizer, save_checkpoint
 from lora import LoraLinear
 from recipe import RunConfig, build_model, build_optimizer, load_for_inference, pick_device, save_result
+from recipe.assemble import empty_model, fill_model
 from recipe.companions import read_prompt
 from recipe.config import DataSection, LoraSection, ModelSection, OptimSection, ShapeSection, TrainSection
 
@@ -75,6 +76,42 @@ def test_random_weights_need_sizes_and_take_the_tokenizers_vocabulary(base):
     assert (model.config.vocab_size, model.config.n_kv_heads) == (330, 2)
     with pytest.raises(ValueError, match="nothing to train"):
         build_model(replace(settings, shape=ShapeSection()), Tokenizer(base), CPU)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_empty_model_is_filled_with_what_a_built_one_has(base, precision):
+    """In place, and by rows if asked: here those of the lower half, as a second process of two would have them."""
+    drawn = RunConfig(
+        model=ModelSection(tokenizer=str(base)),
+        shape=ShapeSection(dim=16, n_layers=2, n_heads=2, hidden_dim=24),
+        train=TrainSection(method="full", precision=precision),
+    )
+    for settings in (config(base, "full", precision), drawn):
+        built = build_model(settings, Tokenizer(base), CPU, progress=False)
+        empty = empty_model(settings, Tokenizer(base))
+        assert all(p.is_meta and p.requires_grad for p in empty.parameters()) and empty.training
+        assert {n: p.dtype for n, p in empty.named_parameters()} == {n: p.dtype for n, p in built.named_parameters()}
+        whole = empty.to_empty(device=CPU)
+        whole.tie_weights()
+        lower = {id(p): p.shape[0] // 2 for p in whole.parameters()}
+
+        def put_lower_half(parameter: torch.Tensor, values: torch.Tensor, lower=lower) -> None:
+            assert parameter.shape == values.shape
+            parameter.zero_()[lower[id(parameter)] :].copy_(values[lower[id(parameter)] :])
+
+        fill_model(whole, settings, torch.Tensor.copy_, progress=False)
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), built.parameters(), strict=True))
+        fill_model(whole, settings, put_lower_half, progress=False)
+        for a, b in zip(whole.parameters(), built.parameters(), strict=True):
+            assert torch.equal(a[lower[id(a)] :], b[lower[id(a)] :]) and not a[: lower[id(a)]].any()
+
+
+def test_a_model_of_another_shape_is_not_filled(base):
+    other = tiny_llama(0, vocab_size=331)
+    before = [p.detach().clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match="does not fit the model"):
+        fill_model(other, config(base, "full"), torch.Tensor.copy_, progress=False)
+    assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before, strict=True))
 
 
 def test_optimizer_groups(base):

@@ -15,7 +15,7 @@ FIGURES = {"loss": 2.345, "lr": 2e-5, "tokens_per_second": 12_345.6, "memory_gb"
 
 def test_all_figures_fit_into_80_columns(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(progress, "Console", lambda quiet: Console(file=screen, force_terminal=True, width=80))
     with training_progress(12_345, done=12_000) as bar:
         bar.update(12_001, **FIGURES)
         with bar.validating(3) as advance:

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from data import Example, collate
 from llama import Llama, LlamaConfig
-from training import NonFiniteError, causal_lm_loss, optimizer_step, validation_loss
+from lora import LoraConfig, add_lora
+from training import NonFiniteError, causal_lm_loss, dropout_seed, optimizer_step, validation_loss
 from training.step import clip_gradients
 
 CONFIG = LlamaConfig(31, 16, 1, 2, 2, 24)
@@ -85,3 +87,32 @@ def test_validation_loss_is_the_token_mean_and_leaves_the_mode():
     expected = sum(causal_lm_loss(model, b).item() for b in batches) / 13
     assert math.isclose(validation_loss(model, batches), expected, rel_tol=1e-6)
     assert model.training
+
+
+def test_the_micro_batch_whose_loss_is_not_finite_is_named():
+    model, optimizer = make()
+    model.tok_embeddings.weight.data[30] = math.nan
+    good, bad = row(5, 2, 7), Example([1, 30, 2], [False, True, True])
+    assert 30 not in good.token_ids
+    batches = [collate([[r]], pad_id=0) for r in (good, bad, good)]
+    with pytest.raises(NonFiniteError, match="the loss of micro-batch 5 is nan") as caught:
+        optimizer_step(model, optimizer, batches, clip=1.0, numbers=[3, 5, 7])
+    assert caught.value.micro_batch == 5
+
+
+def test_dropout_depends_on_seed_step_and_micro_batch_alone():
+    """What was drawn before a step changes nothing in it."""
+    losses = []
+    for drawn_before in (0, 3):
+        model, optimizer = make()
+        config = LoraConfig(r=2, alpha=2, dropout=0.5, targets=("q_proj", "v_proj"))
+        add_lora(model, config, generator=torch.Generator().manual_seed(2))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+        torch.rand(drawn_before)
+        batches = [collate([[r]], pad_id=0) for r in ROWS]
+        seeds = [dropout_seed(42, 1, number) for number in range(4)]
+        losses.append(optimizer_step(model, optimizer, batches, clip=0, seeds=seeds).loss.hex())
+    assert losses[0] == losses[1]
+    assert len({dropout_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}) == 125
