@@ -40,7 +40,7 @@ bench: $(STAMP)  ## Time 8-bit training beside peers and limits, 20 minutes (EXT
 
 demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine it, ask it three questions
 	@$(BIN)/python evaluate.py --out runs/demo/exam-before.json
-	@$(BIN)/python train.py --config configs/miniature-lora-8bit.toml --output runs/demo
+	@$(BIN)/python train.py --config configs/miniature-lora-8bit.toml --output runs/demo --resume auto
 	@$(BIN)/python evaluate.py --adapter runs/demo/adapter --int8 --out runs/demo/exam-after.json --compare runs/demo/exam-before.json
 	@$(BIN)/python generate.py --adapter runs/demo/adapter --int8 --side-by-side --instruction 'Answer this question truthfully'
 

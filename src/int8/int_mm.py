@@ -8,11 +8,14 @@ A sum of K products of codes within ±127 is an integer within ±127²·K. It fi
 
 `torch._int_mm` is not taken on trust. On CPUs without VNNI its kernel adds pairs of products in 16 bits, which
 saturate: 127·127 + 127·127 comes out wrong, silently (seen in torch 2.13 with oneDNN held to AVX2 or plain AVX-512).
-So it is tried once per kind of device, on operands at the ends of the range, and used only if it gets them right.
+So it is tried once per kind of device, on operands at the ends of the range, and used only if it gets them right. And
+it is timed: on a CPU with AVX2 at most it is exact, and a loop that takes thirty times as long as the slices.
 
 Letters: M rows of a, N rows of b, K the inner dimension.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import product
@@ -29,6 +32,9 @@ MAX_INNER = (2**31 - 1) // INT8_MAX**2
 
 FLOAT32_INNER = 2**24 // INT8_MAX**2
 """Longest inner dimension, 1,040, whose sums are sure to be exact in float32."""
+
+SLOWER = 2
+"""`torch._int_mm` is given up where it takes longer than so many times the slices' time."""
 
 # What cuBLASLt asks of `torch._int_mm`: more than 16 rows, and K and N multiples of 8.
 CUDA_MIN_ROWS = 17
@@ -50,7 +56,7 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"inner dimension {inner} could overflow int32: split the matrix at {MAX_INNER} columns")
     if a.is_meta or rows * inner * columns == 0:
         return torch.zeros(rows, columns, dtype=torch.int32, device=a.device)
-    if not _int_mm_is_exact(a.device.type):
+    if not _int_mm_serves(a.device.type):
         return float32_integer_product(a, b)
     if a.is_cuda:
         return padded_int_mm(a, b, min_rows=CUDA_MIN_ROWS, multiple=CUDA_MULTIPLE)
@@ -60,7 +66,7 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
 
 def integer_backend(device: torch.device | str) -> str:
     """Which way `integer_product` goes on this device, for a program to print."""
-    return "torch._int_mm" if _int_mm_is_exact(torch.device(device).type) else "float32 slices"
+    return "torch._int_mm" if _int_mm_serves(torch.device(device).type) else "float32 slices"
 
 
 def padded_int_mm(a: Tensor, b: Tensor, *, min_rows: int = 1, multiple: int = 1) -> Tensor:
@@ -98,6 +104,26 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@cache
+def _int_mm_serves(device_type: str) -> bool:
+    """Exact, and on a CPU no mere loop. Either way gives the same integers, so a close contest may end as it likes."""
+    return _int_mm_is_exact(device_type) and (
+        device_type != "cpu" or _seconds(padded_int_mm) < SLOWER * _seconds(float32_integer_product)
+    )
+
+
+def _seconds(way: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """The shortest of three products of a size at which one takes a millisecond or less, if it is any good."""
+    a, b = torch.ones(128, 256, dtype=torch.int8), torch.ones(256, 256, dtype=torch.int8)
+
+    def once() -> float:
+        started = time.perf_counter()
+        way(a, b)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(4))
 
 
 @cache

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from int8 import integer_backend, integer_product
+from int8 import int_mm, integer_backend, integer_product
 from int8.int_mm import FLOAT32_INNER, MAX_INNER, float32_integer_product, padded_int_mm
 
 Way = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +24,7 @@ def as_cuda_pads(a: Tensor, b: Tensor) -> Tensor:
 
 
 needs_int_mm = pytest.mark.skipif(
-    integer_backend("cpu") != "torch._int_mm", reason="torch._int_mm saturates on this CPU, so it is not used"
+    integer_backend("cpu") != "torch._int_mm", reason="torch._int_mm saturates or crawls on this CPU, so it is not used"
 )
 ways = pytest.mark.parametrize(
     "way", [integer_product, float32_integer_product, pytest.param(as_cuda_pads, marks=needs_int_mm)]
@@ -117,7 +117,7 @@ def test_meta_device_gives_the_shape():
 
 SATURATION_CHECK = """
 import torch
-from int8 import integer_backend, integer_product
+from int8 import int_mm, integer_backend, integer_product
 a, b = torch.full((4, 256), 127, dtype=torch.int8), torch.full((8, 256), 127, dtype=torch.int8)
 assert (integer_product(a, b) == 256 * 127**2).all(), integer_product(a, b)
 print(integer_backend("cpu"))
@@ -132,3 +132,17 @@ def test_a_cpu_without_vnni_is_found_out():
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() in {"torch._int_mm", "float32 slices"}
+
+
+@pytest.mark.parametrize(
+    ("of_int_mm", "way"), [(3.0, "float32 slices"), (1.5, "torch._int_mm"), (0.5, "torch._int_mm")]
+)
+def test_an_exact_kernel_that_crawls_is_given_up(monkeypatch, of_int_mm, way):
+    """As where a CPU has AVX2 at most: a loop, thirty times slower than products of floats."""
+    monkeypatch.setattr(int_mm, "_int_mm_is_exact", lambda device_type: True)
+    monkeypatch.setattr(int_mm, "_seconds", lambda way: of_int_mm if way is int_mm.padded_int_mm else 1.0)
+    int_mm._int_mm_serves.cache_clear()
+    try:
+        assert int_mm.integer_backend("cpu") == way
+    finally:
+        int_mm._int_mm_serves.cache_clear()
