@@ -5,7 +5,9 @@ templates.py   the prompts of the published models           supervise.py   prom
 text.py        plain documents, every token a target         plan.py        order, length groups and packing of an epoch
 collate.py     padding, documents, the one shift             preview.py     what the model will see, in colour
 reading.py     JSON and text files, row by row, untrusted    fields.py      values of a parsed file, and their place
+overlap.py     what of an exam stands in the training texts
 exams/         multiple-choice questions                     miniature/     a small self-made medical world
+self_instruct/ a model writes tasks, from a few of people's
 
 A tokenizer is anything with `encode(text, *, bos, eos)` and `decode(token_ids)`.
 """
@@ -13,6 +15,7 @@ A tokenizer is anything with `encode(text, *, bos, eos)` and `decode(token_ids)`
 from data.collate import IGNORE, Batch, collate, shifted_targets
 from data.exams import Question, load_exam
 from data.mixture import MixturePart, load_mixture, split_validation
+from data.overlap import Overlap, QuestionOverlap, find_overlap, training_texts
 from data.plan import epoch_plan, fill_ratio, pack
 from data.preview import example_text, histogram, print_preview
 from data.records import Record, load_records
@@ -34,8 +37,10 @@ __all__ = [
     "Batch",
     "Example",
     "MixturePart",
+    "Overlap",
     "PromptTemplate",
     "Question",
+    "QuestionOverlap",
     "Record",
     "SupervisionReport",
     "TokenEncoder",
@@ -46,6 +51,7 @@ __all__ = [
     "epoch_plan",
     "example_text",
     "fill_ratio",
+    "find_overlap",
     "histogram",
     "load_exam",
     "load_mixture",
@@ -57,4 +63,5 @@ __all__ = [
     "split_validation",
     "supervise",
     "text_examples",
+    "training_texts",
 ]

@@ -82,8 +82,19 @@ class Kind(NamedTuple):
     beside: tuple[tuple[str, str], ...] = ()
 
 
-RESULT = {"id": "1", "step": "s", "seen": None, "answer": "A", "scores": {"A": -1e-3, "B": -2.5}, "truncated": False}
-REPORT = {"format": 1, "settings": {"description": "é"}, "questions": [RESULT, RESULT | {"id": "2", "seen": True}]}
+RESULT = {
+    "id": "1",
+    "step": "s",
+    "seen": None,
+    "answer": "A",
+    "letters": ["A", "B"],
+    "predicted": "A",
+    "scores": {"A": -1e-3, "B": -2.5},
+    "texts": [],
+    "accident": False,
+    "truncated": False,
+}
+REPORT = {"format": 2, "settings": {"description": "é"}, "questions": [RESULT, RESULT | {"id": "2", "seen": True}]}
 STEP_FILE, KEY_FILE = ("step1.json", json.dumps(STEP)), ("step1_solutions.json", KEY)
 ARTICLES = ("pqal.json", json.dumps({"11": ARTICLE, "22": ARTICLE}))
 PROSE = "Fieber: 39,5 °C.\r\nUnd Husten.\n\n \nZweiter Absatz 😊.\n"

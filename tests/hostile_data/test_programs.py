@@ -160,7 +160,7 @@ def test_exams(tmp_path: Path, count_faults, files: dict[str, str | bytes], word
     [
         (b"{", "not valid JSON"),
         (b"{}", 'the key "format" is missing'),
-        (b'{"format": 1, "settings": {}, "questions": [null]}', "question 1: the row is null"),
+        (b'{"format": 2, "settings": {}, "questions": [null]}', "question 1: the row is null"),
         (None, "is a pipe"),
     ],
 )

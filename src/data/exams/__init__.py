@@ -6,16 +6,22 @@
 | MedQA | JSONL, or a JSON list, of rows with `answer_idx` | `answer_idx` |
 | Medbullets | JSON object of columns `question`, `opa`, `opb`, ... | `answer_idx` |
 | PubMedQA | JSON object of articles with `QUESTION`, `CONTEXTS` | `final_decision`: yes, no or maybe |
+| MedMCQA | JSONL, or a JSON list, of rows with `cop` | `cop`, counted from 0 or 1: see medmcqa.py |
+| MMLU | CSV, or a folder of CSV files | the last column |
 
-question.py    `Question`, checked             medqa.py, medbullets.py, pubmedqa.py    one layout each
-usmle.py       the folder of step files
+question.py    `Question`, checked             medqa.py, medbullets.py, pubmedqa.py, medmcqa.py    one layout each
+usmle.py       the folder of step files        mmlu.py                                  a file or folder of subjects
 """
 
 from itertools import chain
 from pathlib import Path
 
 from data.exams.medbullets import read_medbullets
+from data.exams.medmcqa import KEYS as MEDMCQA_KEYS
+from data.exams.medmcqa import read_medmcqa
 from data.exams.medqa import read_medqa
+from data.exams.mmlu import SUFFIX as MMLU_SUFFIX
+from data.exams.mmlu import read_subject, read_subjects
 from data.exams.pubmedqa import read_pubmedqa
 from data.exams.question import Question
 from data.exams.usmle import read_step, read_steps
@@ -41,7 +47,7 @@ def load_exam(path: Path | str) -> list[Question]:
     path = Path(path)
     if not path.exists():
         raise Place(path).unsuitable("no such file or folder", "check the path of the exam")
-    questions = read_steps(path) if path.is_dir() else _read_file(path)
+    questions = _read_folder(path) if path.is_dir() else _read_file(path)
     if not questions:
         raise Place(path).unsuitable("no question left to ask", "the file is empty, or all its questions need images")
     known: set[str] = set()
@@ -52,13 +58,22 @@ def load_exam(path: Path | str) -> list[Question]:
     return questions
 
 
+def _read_folder(path: Path) -> list[Question]:
+    has_steps = any(path.glob("step*.json"))
+    return read_subjects(path) if not has_steps and any(path.glob(f"*{MMLU_SUFFIX}")) else read_steps(path)
+
+
 def _read_file(path: Path) -> list[Question]:
+    if path.suffix == MMLU_SUFFIX:
+        return read_subject(path)
     if holds_rows(path):
         rows = read_rows(path)
         for first in rows:
             known = first[2] if isinstance(first[2], dict) else {}
             if "answer_idx" in known:
                 return read_medqa(path.stem, chain([first], rows))
+            if known.keys() >= MEDMCQA_KEYS:
+                return read_medmcqa(path.stem, chain([first], rows))
             if "no" in known:
                 return read_step(path)
             break
@@ -72,5 +87,5 @@ def _read_file(path: Path) -> list[Question]:
     raise Place(path).unsuitable(
         "no exam layout is recognised",
         "expected a folder of step1.json files, MedQA rows (with answer_idx), Medbullets columns (question, opa, "
-        "answer_idx) or PubMedQA articles (QUESTION, CONTEXTS)",
+        "answer_idx), PubMedQA articles (QUESTION, CONTEXTS), MedMCQA rows (with cop) or MMLU's CSV files",
     )

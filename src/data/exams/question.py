@@ -91,6 +91,22 @@ def read_options(row: dict[str, Any], place: Place) -> dict[str, str]:
     return {letter: text_field(options, letter, place.at("options")) for letter in options}
 
 
+def distinct_options(options: dict[str, str], answer: str) -> dict[str, str]:
+    """The options that can be chosen between: without the empty ones, and of equal texts only the right or first one.
+
+    MedMCQA and MMLU were published with a few such rows; their questions can be asked, the doubtful options cannot.
+    An empty text that is the answer stays, to be refused.
+
+    >>> distinct_options({"A": "None", "B": "Both", "C": "None", "D": ""}, "C")
+    {'B': 'Both', 'C': 'None'}
+    """
+    kept = {options[answer]: answer} if answer in options else {}
+    for letter, text in options.items():
+        if text.strip():
+            kept.setdefault(text, letter)
+    return {letter: text for letter, text in options.items() if kept.get(text) == letter}
+
+
 def read_object(path: Path, value_type: type) -> dict[str, Any]:
     """The JSON object in a file, all its values of the given type: an answer key, a list of numbers per step."""
     content, place = read_json(path, remedy='write one object {"1": ...}'), Place(path)

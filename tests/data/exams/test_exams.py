@@ -19,7 +19,9 @@ def write(path: Path, content: Any) -> Path:
 @pytest.mark.parametrize("content", ["[]", "{}", "3", "null", "[1]", '{"a": 1}', '[{"x": 1}]', '{"a": {"b": "c"}}'])
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "exam.json", content)
-    with pytest.raises(ValueError, match=r"exam\.json: no exam layout is recognised; expected .*MedQA.*PubMedQA"):
+    with pytest.raises(
+        ValueError, match=r"exam\.json: no exam layout is recognised; expected .*MedQA.*PubMedQA.*MedMCQA.*MMLU"
+    ):
         load_exam(path)
 
 
@@ -35,7 +37,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-keys = ["no", "question", "options", "answer_idx", "QUESTION", "CONTEXTS", "final_decision", "opa", "opb", "A", "1"]
+keys = ["no", "question", "options", "answer_idx", "QUESTION", "CONTEXTS", "final_decision", "A", "1"]
+keys += ["opa", "opb", "opc", "opd", "cop"]
 exam_like = st.recursive(
     json_values,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(keys), inner, max_size=5),
