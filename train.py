@@ -9,7 +9,8 @@
     torchrun --nproc-per-node 8 train.py --config configs/medalpaca-13b.toml   the same run on eight GPUs
 
 A config file overrides the defaults, a flag overrides the file. The run's directory (--output) receives the adapter or
-checkpoint, metrics.jsonl, the resolved config.toml and loss.png. SIGTERM or Ctrl-C ends the step, saves, and exits.
+checkpoint, metrics.jsonl, the resolved config.toml, loss.png, and report.html, a page about the run. SIGTERM or Ctrl-C
+ends the step, saves, and exits.
 """
 
 import argparse
@@ -91,6 +92,8 @@ from training import (
     validation_batches,
     validation_loss,
 )
+from training.facts import AnswersLog, keep_facts
+from training.report import try_run_page
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,20 @@ def train(config: RunConfig, *, resume: str = "", only_preflight: bool = False) 
             if only_preflight:
                 return
             done = position(run)
-            with stop_requests() as stop:
-                take_steps(run, done, stop)
-                check_weights(run.engine, len(run.plan.steps))
-                stop.saving = True  # what the run was for: it is saved whole, whoever asks for a stop now
-                result = save_run(run.engine, config, run.data.template)
+            page = None
+            try:
+                with stop_requests() as stop:
+                    take_steps(run, done, stop)
+                    check_weights(run.engine, len(run.plan.steps))
+                    stop.saving = True  # what the run was for: it is saved whole, whoever asks for a stop now
+                    result = save_run(run.engine, config, run.data.template)
+            finally:  # of a run that was stopped or failed, too: why it did may be seen there
+                if team.leads:
+                    page = try_run_page(config.output, date=time.strftime("%Y-%m-%d %H:%M"))
             if team.leads:
                 print_end(config, result)
+                if page:
+                    print(f"page     {page}")
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, LostProcessError) or not is_out_of_memory(error):
                 raise
@@ -220,6 +230,7 @@ def position(run: Run) -> RunPosition:
         abandon_later(checkpoint_folder(config), run.checkpoint, team=team, say=run.say)
     if team.leads:
         write_config(config, config.output / "config.toml")
+        keep_facts(config, run.data, run.engine, steps=len(run.plan.steps), device=run.device)
         print_start(config, run.data, run.engine, len(run.plan.steps), run.device)
     return done
 
@@ -229,6 +240,7 @@ def take_steps(run: Run, done: RunPosition, stop: StopRequest) -> None:
     config, plan, team = run.config, run.plan, run.team
     log = MetricsLog(config.output, after_step=done.step, tensorboard=config.train.tensorboard) if team.leads else None
     record = _silent if log is None else log.write
+    answers = AnswersLog(config.output, after_step=done.step) if team.leads else None
     validation = validation_batches(run.data.validation, config, run.tokenizer, team)
     tokens = done.tokens
     with training_progress(len(plan.steps), done=done.step, quiet=not team.leads) as progress:
@@ -239,8 +251,9 @@ def take_steps(run: Run, done: RunPosition, stop: StopRequest) -> None:
                     loss = validation_loss(run.engine, validation, autocast=run.autocast, after_batch=advance)
                 record(step, validation_loss=loss)
                 progress.say(f"step {step}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 50)):.2f}")
-            if team.leads and not run.engine.sharded:  # a sharded model answers only if all ranks ask it together
-                answer_aloud(config, run.data, run.engine.model, run.tokenizer, progress.say)
+            if answers is not None and not run.engine.sharded:  # a sharded model answers only if all ranks ask together
+                say = answers.listening(step, progress.say)
+                answer_aloud(config, run.data, run.engine.model, run.tokenizer, say)
 
         def save(step: int) -> Path:
             check_weights(run.engine, step)

@@ -12,6 +12,7 @@ after it      state.py     what a checkpoint holds             resume.py     whi
               sharded.py   the same in shares                  result.py     the adapter or model in files
               signals.py   stopping well
 beside it     metrics.py   metrics.jsonl, TensorBoard, plot    progress.py, console.py  what the terminal shows
+              facts.py     what a page tells besides curves  report.py, report_parts.py  report.html
 """
 
 from training.batches import to_batch, validation_batches

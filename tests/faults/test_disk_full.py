@@ -10,14 +10,21 @@ from pathlib import Path
 import pytest
 from faults.runs import VARIANTS, Call, Ended, Lab, saved, strays, thinned, whole_checkpoints
 
+from training.report import REPORT
+
 POINTS = 60
 SLACK = 100
 """Bytes that one run may write more than another: digits of tokens per second, of memory."""
 
 
+def before_the_page(calls: list[Call]) -> list[Call]:
+    """All calls but those for report.html, which comes last."""
+    return calls[: next(n for n, call in enumerate(calls) if REPORT in call.path)]
+
+
 def capacities(lab: Lab, variant: str) -> list[int]:
-    """Bytes after which the disk is full: evenly over all that is written, and where each file ends."""
-    calls = lab.file_calls(variant)
+    """Bytes after which the disk is full: evenly over all that is written before the page, and where each file ends."""
+    calls = before_the_page(lab.file_calls(variant))
     total = sum(call.size for call in calls)
     ends, written = set(), 0
     for now, following in zip(calls, [*calls[1:], Call("", "", 0)], strict=True):
@@ -60,6 +67,16 @@ def filled_and_resumed(lab: Lab, variant: str, capacity: int) -> None:
 def test_a_disk_full_after_some_bytes_leaves_the_old_checkpoint(lab, variant, count_faults):
     for capacity in thinned(capacities(lab, variant), 2, seed=1):
         filled_and_resumed(lab, variant, capacity)
+        count_faults("disk full after so many bytes")
+
+
+def test_a_disk_too_full_for_the_page_alone_costs_the_page_alone(lab, count_faults):
+    capacity = sum(call.size for call in before_the_page(lab.file_calls("lora"))) + 2 * SLACK
+    with lab.scratch() as output:
+        ended = lab.run("lora", output, faults={"fill": {"root": str(output.parent), "after": capacity}})
+        assert ended.code == 0 and f"note: no {REPORT}: OSError" in ended.text, ended.text
+        assert not (output / REPORT).exists()
+        lab.is_as_undisturbed("lora", output)
         count_faults("disk full after so many bytes")
 
 
