@@ -1,27 +1,38 @@
 """Score an exam: how many multiple-choice questions does a model answer, and is that more than luck?
 
-    python evaluate.py                                                                the miniature on its own exams
-    python evaluate.py --show 5 --limit 20                                            with five worked examples
-    python evaluate.py --out before.json                                              keep the result, to compare with
-    python evaluate.py --adapter runs/demo/adapter --int8 --compare before.json       before and after
-    python evaluate.py --base DIR --template medalpaca --exam usmle --method letter   as MedAlpaca asks
+    python evaluate.py                                                             the miniature on its own exams
+    python evaluate.py --show 5 --limit 20                                         with five worked examples
+    python evaluate.py --out before.json                                           keep the result, to compare with
+    python evaluate.py --adapter runs/demo/adapter --int8 --compare before.json    before and after
+    python evaluate.py --preset medalpaca-7b --base DIR --exam usmle               a row of MedAlpaca's table
+    python evaluate.py --rotations                                                 does it choose texts, or letters?
 
-Nothing is generated: each option is scored by its log-probability as the answer, and the highest wins. The table gives
-95 % intervals, since 100 questions leave ten points to either side to luck; a comparison with an earlier report adds
-McNemar's exact test on the questions whose verdict changed.
+The table gives 95 % intervals, since 100 questions leave ten points to either side to luck; a comparison with an
+earlier report adds McNemar's exact test on the questions whose verdict changed. With --out an interrupted run goes on
+where it was.
 
-Methods:
+Protocols:
 
-    text_per_token    mean log-probability of the option's tokens, the question alone in the prompt
-    text_per_byte     the same per UTF-8 byte, comparable between tokenizers
-    text              their sum, which favours short options
-    letter            options listed in the prompt, their letters compared, as MedAlpaca asks
+    likelihood           each option is scored by its log-probability as the answer, and the highest wins; --method:
+        text_per_token       mean log-probability of the option's tokens, the question alone in the prompt
+        text_per_byte        the same per UTF-8 byte, comparable between tokenizers
+        text                 their sum, which favours short options
+        text_calibrated      the sum less what it is without the question
+        letter               options listed in the prompt, their letters compared
+        letter_calibrated    the same less what it is for a question without content
+    medalpaca            options listed, the answer sampled, up to five tries, read by its pattern, as published
+    generate             options listed, the answer decoded greedily, read by a sound parser
 """
 
+import json
+import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -29,31 +40,39 @@ from rich.console import Console
 import data.miniature
 import evaluation
 from data.exams import Question, load_exam
-from evaluation import Method, Result
-from recipe import ModelOptions, plain_errors
+from data.overlap import find_overlap, training_texts
+from evaluation import Paper, Report, Sitting, find_preset
+from files import sha256_of
+from recipe import Inference, ModelOptions, plain_errors
+from training import model_digest
 
 
 @dataclass(frozen=True)
 class Options:
-    """Score a LLaMA on a multiple-choice exam by the likelihood of each option."""
+    """Ask a LLaMA the questions of a multiple-choice exam."""
 
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    sitting: Annotated[Sitting, tyro.conf.arg(name="")] = field(default_factory=Sitting)
 
+    preset: str | None = None
+    """A row of MedAlpaca's Table 2, which sets the defaults of the other flags; "list" prints them."""
     exam: Path | None = None
-    """Folder of USMLE step files, or a file of MedQA, Medbullets or PubMedQA; by default the miniature's exams."""
-    method: Method = "text_per_token"
-    """What is compared, see above."""
-    instruction: str | None = None
-    """Replaces the method's own; "" puts the question itself in its place, as the template context_question wants."""
+    """USMLE step files, MedQA, Medbullets, PubMedQA, MedMCQA or MMLU; by default the miniature's exams."""
     limit: int | None = None
     """Only the first so many questions of each step."""
+    shots_from: Path | None = None
+    """The exam that shots are drawn from, the same for every question; by default other questions of this one."""
     batch_size: int = 16
     """Questions at once; the keys and values of their prompts are held, 0.5 MB per token of a 7B model."""
 
+    rotations: bool = False
+    """Ask every question in every cyclic order of its options, and print what the order changes."""
+    overlap: tuple[Path, ...] = ()
+    """Training files: print which share of the questions occurs in them."""
     show: int = 0
-    """Print so many worked examples with the options' probabilities, taken evenly from the exam."""
+    """Print so many worked examples, taken evenly from the exam."""
     out: Path | None = None
-    """Write a JSON report: settings, versions, accuracies, every question's scores."""
+    """Write a JSON report (settings, versions, accuracies, every question), and beside it a web page."""
     compare: Path | None = None
     """An earlier report on the same questions: print before, after, and whether the difference is more than luck."""
 
@@ -66,77 +85,161 @@ class Options:
             raise ValueError(f"--show {self.show} must not be negative")
         if self.out and self.out.is_dir():
             raise ValueError(f"--out {self.out} is a folder; name a file, such as {self.out / 'report.json'}")
+        if self.out and self.out.suffix != ".json":
+            raise ValueError(f"--out {self.out} must end in .json; the web page beside it ends in .html")
+        if self.shots_from and not self.sitting.shots:
+            raise ValueError(f"--shots-from {self.shots_from} has no effect without --shots")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, score, report."""
-    options = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    """Parse the command line, ask, report."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with plain_errors():
+        preset = preset_named(arguments)
+        if preset == "list":
+            Console(highlight=False).print(evaluation.presets_table())
+            return
+        defaults = preset_options(preset) if preset else Options()
+        options = tyro.cli(Options, args=arguments, default=defaults, description=__doc__)
     with plain_errors(out_of_memory="lower --batch-size, or add --int8"):
         run(options)
 
 
 def run(options: Options) -> None:
-    """Read the exam, load the model, score, print, save."""
+    """Read the exam, load the model, ask, print, save."""
     console = Console(highlight=False)
     # Whatever can be wrong with files is found before the long load.
-    exam = options.exam or data.miniature.folder() / "exams"
-    questions = first_of_each_step(load_exam(exam), options.limit)
+    exam = read_exam(options)
+    inference = options.model.load()
+    if exam.before:
+        described = exam.before.settings.get("description", options.compare)
+        console.print(f"before: {described}", style="dim", markup=False)
+    console.print(f"{'after:  ' if exam.before else ''}{inference.description}", style="dim", markup=False)
+
+    started = time.perf_counter()
+    with evaluation.sit_in_orders(
+        partial(prepare, options, inference),
+        exam.questions,
+        exam.shots,
+        every_order=options.rotations,
+        report=options.out,
+        shaped_by=fingerprint(options, inference) if options.out else {},
+        say=partial(console.print, style="dim", markup=False),
+    ) as sat:
+        seconds = time.perf_counter() - started
+        title = f"{options.exam or 'the exams of the miniature'}, by {options.sitting.title}"
+        comparison = evaluation.compare(exam.before.results, sat.results) if exam.before else None
+        notes = [*sat.notes, *exam.notes]
+
+        for question, result in evaluation.evenly(list(zip(exam.questions, sat.results, strict=True)), options.show):
+            console.print(evaluation.worked_example(question, result))
+        if comparison:
+            console.print(evaluation.comparison_table(comparison, title))
+        else:
+            published = find_preset(options.preset).published if options.preset else None
+            console.print(evaluation.accuracy_table(sat.results, title, published))
+        if sat.bias:
+            console.print(evaluation.rotation_table(sat.bias))
+        for note in notes:
+            console.print(f"note: {note}", markup=False)
+        console.print(f"{len(sat.results)} questions in {seconds:.1f} s", style="dim")
+
+        if options.out:
+            settings = chosen(options, inference) | {"seconds": round(seconds, 3)}
+            more = {"rotations": asdict(sat.bias)} if sat.bias else {}
+            evaluation.write_report(options.out, sat.results, settings, notes, more)
+            page = options.out.with_suffix(".html")
+            said: dict[str, Any] = {"questions": exam.questions, "notes": notes, "comparison": comparison}
+            said |= {"rotations": sat.bias, "title": "" if options.exam else "the exams of the miniature"}
+            evaluation.write_page(page, sat.results, settings=settings, **said)
+            console.print(f"report: {options.out} and {page.name}", markup=False)
+        sat.finish()
+
+
+# --- Parts ---
+
+
+def preset_named(arguments: list[str]) -> str | None:
+    """What follows --preset, before the flags are parsed whose defaults it sets."""
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--preset":
+            return value
+        if flag.startswith("--preset="):
+            return flag.partition("=")[2]
+    return None
+
+
+def preset_options(name: str) -> Options:
+    """The defaults with a preset."""
+    preset = find_preset(name)
+    return Options(
+        model=ModelOptions(template=preset.template, int8=preset.int8),
+        sitting=Sitting(protocol=preset.protocol, instruction=preset.instruction),
+    )
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is to be asked: questions, the shots before each, an earlier report on them, and what was noticed."""
+
+    questions: list[Question]
+    shots: list[list[Question]]
+    before: Report | None
+    notes: list[str]
+
+
+def read_exam(options: Options) -> Exam:
+    """The questions and all that is known before a model is there."""
+    if options.preset and find_preset(options.preset).needs_adapter and options.model.adapter is None:
+        raise ValueError(f"--preset {options.preset} is a base with a LoRA adapter: name it with --adapter")
+    whole = load_exam(exam_path(options))
+    questions = evaluation.first_of_each_step(whole, options.limit)
     before = evaluation.read_report(options.compare) if options.compare else None
     if before:
         evaluation.check_same_questions(before.results, questions)
-
-    inference = options.model.load()
-    if before:
-        console.print(f"before: {before.settings.get('description', options.compare)}", style="dim", markup=False)
-    console.print(f"{'after:  ' if before else ''}{inference.description}", style="dim", markup=False)
-    started = time.perf_counter()
-    results = evaluation.score_questions(
-        inference.model,
-        inference.tokenizer,
-        questions,
-        inference.template,
-        method=options.method,
-        instruction=options.instruction,
-        batch_size=options.batch_size,
-        progress=True,
-    )
-    seconds = time.perf_counter() - started
-
-    for question, result in evenly(list(zip(questions, results, strict=True)), options.show):
-        console.print(evaluation.worked_example(question, result))
-    title = f"{options.exam or 'the exams of the miniature'}, by {options.method}"
-    if before:
-        console.print(evaluation.comparison_table(evaluation.compare(before.results, results), title))
-    else:
-        console.print(evaluation.accuracy_table(results, title))
-    for note in evaluation.notes(results):
-        console.print(f"note: {note}", markup=False)
-    console.print(f"{len(questions)} questions in {seconds:.1f} s", style="dim")
-
-    if options.out:
-        flags = asdict(options)
-        flags |= flags.pop("model")
-        chosen = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
-        found = {"description": inference.description, "exam": str(exam), "template": inference.template.name}
-        settings = chosen | found | {"seconds": round(seconds, 3)}
-        evaluation.write_report(options.out, results, settings)
-        console.print(f"report: {options.out}", markup=False)
+    pool, shared = (load_exam(options.shots_from), True) if options.shots_from else (whole, False)
+    shots = evaluation.draw_shots(questions, pool, options.sitting.shots, options.sitting.seed, shared=shared)
+    overlap = find_overlap(questions, training_texts(options.overlap)).sentences() if options.overlap else []
+    notes = [f"overlap: {line}" for line in overlap]
+    if options.rotations and not options.sitting.wording.lists_options:
+        notes.append(f"{options.sitting.method} does not show the options, so their order cannot matter: try letter")
+    return Exam(questions, shots, before, notes)
 
 
-def first_of_each_step(questions: list[Question], limit: int | None) -> list[Question]:
-    """The first `limit` questions of each step, in the exam's order."""
-    if limit is None:
-        return questions
-    steps: dict[str, list[Question]] = {}
-    for question in questions:
-        steps.setdefault(question.step, []).append(question)
-    return [question for members in steps.values() for question in members[:limit]]
+def exam_path(options: Options) -> Path:
+    """The exam asked for, or the miniature's."""
+    return options.exam or data.miniature.folder() / "exams"
 
 
-def evenly(pairs: list[tuple[Question, Result]], count: int) -> list[tuple[Question, Result]]:
-    """`count` of the pairs, spread over all of them."""
-    count = min(count, len(pairs))
-    return [pairs[i * len(pairs) // count] for i in range(count)]
+def prepare(
+    options: Options, inference: Inference, questions: Sequence[Question], shots: Sequence[list[Question]]
+) -> Paper:
+    """The questions as the model will be asked them."""
+    model, tokenizer, template = inference.model, inference.tokenizer, inference.template
+    return options.sitting.prepare(model, tokenizer, questions, template, shots=shots, batch_size=options.batch_size)
+
+
+def fingerprint(options: Options, inference: Inference) -> dict[str, str]:
+    """All that shapes a result but the questions. Not the batch's size, which moves a score by its rounding: it may be
+    lowered to go on after an exam ran out of memory."""
+    adapter = options.model.adapter
+    return {name: str(value) for name, value in options.sitting.settings.items()} | {
+        "model": model_digest(inference.model.requires_grad_(False)),
+        "adapter": sha256_of(adapter / "adapter_config.json") if adapter else "none",
+        "int8_threshold": str(options.model.int8_threshold),
+        "tokenizer": inference.tokenizer.digest(),
+        "template": json.dumps(inference.template.to_dict()),
+        "program": version("medalpaca-from-scratch"),
+    }
+
+
+def chosen(options: Options, inference: Inference) -> dict[str, Any]:
+    """The report's settings: flags that had an effect, and what they led to."""
+    flags = asdict(replace(options, exam=exam_path(options)))
+    flags |= flags.pop("model") | options.sitting.settings | {"template": inference.template.name}
+    del flags["sitting"]
+    plain: dict[str, Any] = json.loads(json.dumps(flags, default=str))  # paths as text
+    return plain | {"description": inference.description}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor
 from native import advise_huge_pages
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao", "safetensors", "rouge-score")
 
 
 def interleaved(works: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, list[float]]:

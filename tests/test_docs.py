@@ -15,6 +15,7 @@ import convert
 import data.miniature
 import evaluate
 import generate
+import self_instruct
 import serve
 import train
 from data.exams import load_exam
@@ -160,6 +161,8 @@ def test_commands_are_real(document: str, command: str, tmp_path: Path, monkeypa
             tyro.cli(generate.Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
         elif script == "serve.py":
             tyro.cli(serve.Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        elif script == "self_instruct.py":
+            tyro.cli(self_instruct.Options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
         else:
             assert script == "convert.py", command
             monkeypatch.chdir(tmp_path)

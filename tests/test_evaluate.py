@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ import sentencepiece
 import torch
 
 import evaluate
+from evaluation import Journal, Sitting
 from llama import Llama, LlamaConfig, Tokenizer, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
 from recipe import ModelOptions, load_for_inference
@@ -24,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="bpe", byte_fallback=True,
         hard_vocab_limit=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
     )  # fmt: skip
-    config = LlamaConfig(Tokenizer(folder).vocab_size, 32, 2, 4, 2, 64, max_seq_len=512)
+    config = LlamaConfig(Tokenizer(folder).vocab_size, 32, 2, 4, 2, 64, max_seq_len=768)
     save_checkpoint(Llama(config).init_weights(torch.Generator().manual_seed(0), std=0.3), folder, "hf")
     return folder
 
@@ -66,6 +71,11 @@ def run(*arguments: object) -> None:
     evaluate.main([str(argument) for argument in arguments])
 
 
+def plain(text: str) -> str:
+    """The text without the console's line breaks."""
+    return " ".join(text.split())
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The message with which the program gives up: its exit status, or tyro's panel for a bad flag."""
     with pytest.raises(SystemExit) as caught:
@@ -95,7 +105,13 @@ def test_scores_an_exam_and_reports(base: Path, exam: Path, tmp_path: Path, caps
     assert report["accuracy"]["all"]["correct"] == int(table["all"][1])
     assert report["settings"]["base"] == str(base)
     assert report["settings"]["method"] == "text_per_token"
+    assert "tries" not in report["settings"]  # has no effect here
     assert "float32" in report["settings"]["description"]
+    assert "note: n = 10: 95 % intervals reach ±31.0 points" in text
+    assert "n = 10: 95 % intervals reach ±31.0 points" in report["notes"]
+    page = out.with_suffix(".html").read_text()
+    assert "Which organ has the number 1?" in page
+    assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}  # the journal has served
 
 
 def test_before_and_after(base: Path, adapter: Path, exam: Path, tmp_path: Path, capsys) -> None:
@@ -143,7 +159,7 @@ def test_comparing_a_model_with_itself_finds_nothing(base: Path, exam: Path, tmp
     assert out.read_bytes() == first  # comparing only reads
 
 
-@pytest.mark.parametrize("method", ["text", "text_per_byte", "letter"])
+@pytest.mark.parametrize("method", ["text", "text_per_byte", "letter", "text_calibrated", "letter_calibrated"])
 def test_methods_and_templates(base: Path, exam: Path, method: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "report.json"
     run("--base", base, "--exam", exam, "--method", method, "--template", "medalpaca", "--out", out)
@@ -183,6 +199,18 @@ def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded
         (["--show", "-1"], "--show -1 must not be negative"),
         (["--out", "/tmp"], "--out /tmp is a folder; name a file"),
         (["--compare", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--out", "report.txt"], "--out report.txt must end in .json"),
+        (["--tries", "3"], "--tries has no effect with --protocol likelihood"),
+        (["--protocol", "generate", "--method", "letter"], "--method has no effect with --protocol generate"),
+        (["--protocol", "medalpaca", "--tries", "0"], "--tries 0 must be at least 1"),
+        (["--shots-from", "."], "--shots-from . has no effect without --shots"),
+        (["--shots", "6"], "--shots 6: only 5 other questions to show"),
+        (["--overlap", "nowhere.json"], "nowhere.json"),
+        (["--preset", "medalpaca-7b-loro"], "did you mean 'medalpaca-7b-lora'? --preset list shows all"),
+        (
+            ["--preset=medalpaca-7b-lora"],
+            "--preset medalpaca-7b-lora is a base with a LoRA adapter: name it with --adapter",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(
@@ -200,8 +228,24 @@ def test_a_full_disk_is_said_without_a_traceback(
     monkeypatch.setattr("os.replace", full)
     message = refused(capsys, "--base", base, "--exam", exam, "--out", tmp_path / "report.json")
     assert "No space left on device" in message
-    assert "report.json" in message
+    assert "report.journal.jsonl" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_answer(
+    base: Path, exam: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out, asked = tmp_path / "report.json", ("--base", base, "--exam", exam, "--out", tmp_path / "report.json")
+    monkeypatch.setattr("evaluation.saved.write_whole", full)
+    assert "the report was not written: No space left on device" in refused(capsys, *asked)
+    monkeypatch.undo()
+    monkeypatch.setattr("evaluation.scoring.LikelihoodPaper.answer", None)  # nobody is asked again
+    run(*asked)
+    assert "10 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+    assert len(json.loads(out.read_text())["questions"]) == 10
 
 
 def test_out_of_memory_names_the_remedies(base: Path, exam: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +263,236 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--help")
     text = capsys.readouterr().out
-    fields = [*dataclasses.fields(evaluate.Options), *dataclasses.fields(ModelOptions)]
-    for field in (field for field in fields if field.name != "model"):
+    fields = [cls for cls in (evaluate.Options, ModelOptions, Sitting) for cls in dataclasses.fields(cls)]
+    for field in (field for field in fields if field.name not in ("model", "sitting")):
         assert f"--{field.name.replace('_', '-')}" in text
     assert "\n    python evaluate.py --out before.json" in text  # the examples keep their lines
+
+
+# --- Protocols ---
+
+
+def reported(out: Path) -> dict[str, object]:
+    """A report without what differs between two runs of the same."""
+    report = json.loads(out.read_text())
+    del report["settings"]["seconds"], report["settings"]["out"]
+    return report
+
+
+@pytest.mark.parametrize("protocol", ["medalpaca", "generate"])
+def test_a_generating_protocol_reports_what_was_said(
+    base: Path, exam: Path, protocol: str, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "report.json"
+    run("--base", base, "--exam", exam, "--protocol", protocol, "--max-new-tokens", 8, "--out", out, "--show", 1)
+    text = capsys.readouterr().out
+    report = json.loads(out.read_text())
+    tries = 5 if protocol == "medalpaca" else 1
+    assert all(1 <= len(row["texts"]) <= tries and row["scores"] == {} for row in report["questions"])
+    assert any(len(row["texts"]) == tries and row["predicted"] is None for row in report["questions"])
+    assert report["counts"]["unanswered"] == sum(row["predicted"] is None for row in report["questions"])
+    assert f"{report['counts']['unanswered']} of 10 questions got no acceptable answer" in plain(text)
+    assert f"by {protocol}" in text and "said, try 1: " in text
+    assert report["settings"]["max_new_tokens"] == 8
+    assert ("tries" in report["settings"]) == (protocol == "medalpaca")
+
+
+ODDITIES: dict[str, tuple[list[str], object]] = {
+    "bos": (["--no-bos"], False),
+    "answer_prefix": (["--answer-prefix", ""], ""),
+    "instruction": (["--instruction", "Choose."], "Choose."),
+    "accept": (["--accept", "sound"], "sound"),
+    "stop": (["--no-stop"], False),
+    "tries": (["--tries", "2"], 2),
+    "temperature": (["--temperature", "1.5"], 1.5),
+    "top_k": (["--top-k", "None"], None),
+    "top_p": (["--top-p", "None"], None),
+    "max_new_tokens": (["--max-new-tokens", "6"], 6),
+    "seed": (["--seed", "1"], 1),
+    "shots": (["--shots", "1"], 1),
+}
+
+
+def test_each_oddity_of_the_published_protocol_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[evaluate.Options] = []
+    monkeypatch.setattr(evaluate, "run", parsed.append)
+    published = Sitting("medalpaca")
+    assert published.settings.keys() - {"protocol"} == ODDITIES.keys()
+    for name, (flags, value) in ODDITIES.items():
+        run("--protocol", "medalpaca", *flags)
+        assert parsed[-1].sitting == dataclasses.replace(published, **{name: value}) != published  # type: ignore[arg-type]
+
+
+def test_all_oddities_at_once(base: Path, exam: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    asked = ["--base", base, "--exam", exam, "--limit", 1, "--protocol", "medalpaca", "--out", out]
+    run(*asked, *(flag for flags, _ in ODDITIES.values() for flag in flags))
+    settings = json.loads(out.read_text())["settings"]
+    assert {name: settings[name] for name in ODDITIES} == {name: value for name, (_, value) in ODDITIES.items()}
+
+
+def test_shots_and_their_seed_change_the_scores(base: Path, exam: Path, tmp_path: Path) -> None:
+    scores = []
+    for n, flags in enumerate(([], ["--shots", 2], ["--shots", 2, "--batch-size", 3, "--seed", 1])):
+        out = tmp_path / f"{n}.json"
+        run("--base", base, "--exam", exam, "--out", out, *flags)
+        scores.append(torch.tensor([list(row["scores"].values()) for row in json.loads(out.read_text())["questions"]]))
+    none, two, other = scores
+    assert (none - two).abs().max() > 1e-2 < (two - other).abs().max()
+
+
+def test_shots_may_come_from_another_exam(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    row = {"no": 1, "question": "Which organ pumps?", "options": {"A": "heart", "B": "lung"}}
+    (tmp_path / "step1.json").write_text(json.dumps([row, row | {"no": 2, "question": "Which organ breathes?"}]))
+    (tmp_path / "step1_solutions.json").write_text(json.dumps({"1": "A", "2": "B"}))
+    run("--base", base, "--exam", exam, "--limit", 1, "--shots", 2, "--shots-from", tmp_path)
+    assert "2 questions in" in capsys.readouterr().out
+    assert "only 2 other questions" in refused(capsys, "--exam", exam, "--shots", 3, "--shots-from", tmp_path)
+
+
+def test_every_order_of_the_options(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "report.json"
+    run("--base", base, "--exam", exam, "--method", "letter", "--rotations", "--out", out)
+    text = plain(capsys.readouterr().out)
+    assert "options moved on by" in text and "the same text in every order" in text
+    bias = json.loads(out.read_text())["rotations"]
+    assert sum(bias["chosen"].values()) == 50 and len(bias["accuracies"]) == 5
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".html"}
+
+
+def test_questions_that_stand_in_training_files_are_counted(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    rows = [{"instruction": "Answer.", "input": "Hear: which organ has the NUMBER 3? Tell me.", "output": "liver"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    run("--base", base, "--exam", exam, "--overlap", tmp_path / "rows.json", "--method", "text")
+    text = plain(capsys.readouterr().out)
+    assert "overlap: " in text and "10 questions are shorter than 8 words" in text
+
+
+# --- Presets ---
+
+
+def test_a_preset_sets_defaults_and_flags_win(base: Path, exam: Path, adapter: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "report.json"
+    asked = ("--base", base, "--exam", exam, "--limit", 1, "--max-new-tokens", 4, "--out", out)
+    run("--preset", "medalpaca-7b-lora-8bit", "--adapter", adapter, *asked)
+    settings = json.loads(out.read_text())["settings"]
+    assert (settings["protocol"], settings["template"], settings["int8"]) == ("medalpaca", "medalpaca", True)
+    assert settings["preset"] == "medalpaca-7b-lora-8bit"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if "step1" in line or "step2" in line] == ["23.1%", "24.1%"]
+    assert all(len(line) <= 80 for line in lines)
+
+    flags = ("--no-int8", "--template", "alpaca", "--tries", 1)
+    run(*flags, "--preset=medalpaca-7b-lora-8bit", "--adapter", adapter, *asked)
+    settings = json.loads(out.read_text())["settings"]
+    assert (settings["protocol"], settings["template"], settings["int8"]) == ("medalpaca", "alpaca", False)
+    assert settings["tries"] == 1
+
+
+def test_the_presets_are_listed(capsys) -> None:
+    run("--preset", "list")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("7b" in line or "13b" in line for line in lines) == 12
+    assert all(len(line) <= 80 for line in lines)
+
+
+# --- Interruptions ---
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--int8"], ["--protocol", "generate", "--max-new-tokens", "6"]],
+    ids=["likelihood", "generate"],
+)
+def test_an_interrupted_exam_goes_on_and_reports_the_same(
+    base: Path, exam: Path, flags: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.generation.BATCHES", 1)
+    asked = ("--base", base, "--exam", exam, "--batch-size", 3, *flags)
+    whole, out = tmp_path / "whole.json", tmp_path / "cut.json"
+    run(*asked, "--out", whole)
+    record = Journal.record
+
+    def cut(journal: Journal, results: list) -> None:
+        record(journal, results)
+        if b"{" in journal.path.read_bytes().split(b"\n")[2]:  # the header and two lines
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "record", cut)
+    assert refused(capsys, *asked, "--out", out).startswith("130")
+    monkeypatch.setattr(Journal, "record", record)
+    assert not out.exists()
+    run(*asked, "--out", out)
+    assert "6 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+    assert reported(out) == reported(whole)  # to the last bit of every score
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+KILLED = """
+import os, signal, sys
+import evaluate
+from evaluation import Journal, generation
+
+record = Journal.record
+
+def killed(journal, results):
+    record(journal, results)
+    if journal.path.read_bytes().count(b"\\n") == 3:
+        with journal.path.open("ab") as file:
+            file.write(b'{"results": [{"id": "st')  # it was about to write more
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.record = killed
+generation.BATCHES = 1
+evaluate.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_exam_goes_on_and_reports_the_same(
+    base: Path, exam: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.generation.BATCHES", 1)
+    asked = ["--base", base, "--exam", exam, "--batch-size", 3, "--protocol", "medalpaca"]
+    asked += ["--max-new-tokens", 4, "--tries", 2]
+    whole, out = tmp_path / "whole.json", tmp_path / "cut.json"
+    run(*asked, "--out", whole)
+    command = [sys.executable, "-c", KILLED, *map(str, asked), "--out", str(out)]
+    ended = subprocess.run(command, cwd=Path(evaluate.__file__).parent, capture_output=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert not out.exists()
+    run(*asked, "--out", out)
+    assert "6 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+    assert reported(out) == reported(whole)
+
+
+@pytest.mark.parametrize("change", ["seed", "adapter", "template", "exam"])
+def test_another_run_in_the_same_place_begins_anew_and_says_why(
+    base: Path, exam: Path, adapter: Path, change: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, record = tmp_path / "report.json", Journal.record
+
+    def cut(journal: Journal, results: list) -> None:
+        record(journal, results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "record", cut)
+    asked = ("--base", base, "--exam", exam, "--shots", 1, "--batch-size", 3, "--out", out)
+    refused(capsys, *asked)
+    monkeypatch.setattr(Journal, "record", record)
+    flags = {"seed": ["--seed", 1], "adapter": ["--adapter", adapter], "template": ["--template", "alpaca_short"]}
+    run(*asked, *flags.get(change, ["--limit", 2]))
+    said = re.search(
+        r"begun anew, it belongs to other settings; (.*?) (?:note|the exam|/)", plain(capsys.readouterr().out)
+    )
+    assert said
+    named = {"seed": ["seed: 42 then, 1 now"], "adapter": ["adapter: none then", "model: "], "template": ["template: "]}
+    assert all(words in said[1] for words in named.get(change, ["questions: "]))
+
+
+def test_a_damaged_journal_is_named(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "report.journal.jsonl").write_text("damage\n")
+    message = refused(capsys, "--base", base, "--exam", exam, "--out", tmp_path / "report.json")
+    assert "report.journal.jsonl, line 1: not valid JSON" in message and "delete it to begin anew" in message
 
 
 def test_the_bundled_miniature_sits_its_own_exams(tmp_path: Path, capsys) -> None:

@@ -36,7 +36,7 @@ class Choices:
     """A question as token ids.
 
     Attributes:
-        prompt: what all options share, BOS first; never empty.
+        prompt: what all options share, usually BOS first; never empty.
         options: what follows for each; none is empty.
         truncated: whether the prompt lost tokens on the left to fit the model's window.
     """
@@ -47,7 +47,13 @@ class Choices:
 
 
 def encode_choices(
-    tokenizer: TokenEncoder, prompt: str, continuations: Sequence[str], max_length: int | None = None, name: str = "?"
+    tokenizer: TokenEncoder,
+    prompt: str,
+    continuations: Sequence[str],
+    max_length: int | None = None,
+    name: str = "?",
+    *,
+    bos: bool = True,
 ) -> Choices:
     """Encode each option together with the prompt and split where all encodings still agree with the prompt's.
 
@@ -55,24 +61,28 @@ def encode_choices(
         continuations: at least one text, none empty.
         max_length: longest prompt with option, in tokens; the prompt is cut on the left, after BOS.
         name: the question's, for messages.
+        bos: whether the prompt begins with BOS.
 
     Raises:
-        ValueError: an option alone exceeds max_length.
+        ValueError: an option alone exceeds max_length, or without BOS no token precedes the options.
     """
-    alone = tokenizer.encode(prompt, bos=True)
-    together = [tokenizer.encode(prompt + text, bos=True) for text in continuations]
+    alone = tokenizer.encode(prompt, bos=bos)
+    together = [tokenizer.encode(prompt + text, bos=bos) for text in continuations]
     # At least one token is left to score, even where a tokenizer without bytes melts an unknown option into the prompt.
     border = min(min(common_prefix(alone, ids), len(ids) - 1) for ids in together)
+    if border < 1:
+        raise ValueError(f"question {name}: no token precedes the options; begin the prompt with BOS, or with a text")
     shared, options = alone[:border], [ids[border:] for ids in together]
     surplus = 0 if max_length is None else border + max(map(len, options)) - max_length
     if surplus <= 0:
         return Choices(shared, options)
+    first = int(bos)
     if surplus >= border - 1:
         raise ValueError(
             f"question {name}: an option of {max(map(len, options))} tokens leaves no room for a prompt in a window of "
             f"{max_length}; remove the question, or use a model with a longer context"
         )
-    return Choices(shared[:1] + shared[1 + surplus :], options, truncated=True)
+    return Choices(shared[:first] + shared[first + surplus :], options, truncated=True)
 
 
 @torch.inference_mode()

@@ -14,6 +14,9 @@ went to one and c to the other; if neither is better each is a fair coin, so
 
 The questions on which both are right or both are wrong say nothing about the difference. Because it is paired, this
 test sees improvements that two overlapping intervals hide.
+
+These two take the questions as a sample of all that could have been asked, and one run as the model. Intervals for
+what has no formula (a difference of two models, a mean over several seeds) are in `bootstrap.py`.
 """
 
 import math
@@ -31,11 +34,8 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     >>> [round(bound, 3) for bound in wilson_interval(30, 100)]  # at n = 100, ten points to either side are noise
     [0.219, 0.396]
     """
-    if not 0 <= correct <= n or n < 1:
-        raise ValueError(f"{correct} correct of {n}: the count must lie between 0 and n, and n be at least 1")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, such as 0.95")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    check_counts(correct, n)
+    z = normal_quantile(confidence)
     accuracy = correct / n
     centre = accuracy + z * z / (2 * n)
     half_width = z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
@@ -44,6 +44,32 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     low = 0.0 if correct == 0 else (centre - half_width) / scale
     high = 1.0 if correct == n else (centre + half_width) / scale
     return low, high
+
+
+def half_width_note(n: int, confidence: float = 0.95) -> str:
+    """How far n questions leave an accuracy open: z / (2·√n), the normal interval's half width at p = 1/2, its widest.
+
+    Wilson's is a little narrower there: 8.8 points for n = 119.
+
+    >>> half_width_note(119)
+    'n = 119: 95 % intervals reach ±9.0 points'
+    """
+    check_counts(0, n)
+    points = 100 * normal_quantile(confidence) / (2 * math.sqrt(n))
+    return f"n = {n:,}: {100 * confidence:g} % intervals reach ±{points:.1f} points"
+
+
+def check_counts(correct: int, n: int) -> None:
+    """Refuse what is no count of right answers: not 0 ≤ correct ≤ n with n ≥ 1."""
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"{correct} correct of {n}: the count must lie between 0 and n, and n be at least 1")
+
+
+def normal_quantile(confidence: float) -> float:
+    """z of a two-sided interval, 1.96 at 0.95."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, such as 0.95")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:

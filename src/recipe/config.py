@@ -143,7 +143,7 @@ class TrainSection:
     method: Method = "lora"
     """full: every weight. lora: adapters on a 16-bit base. lora-8bit: adapters on an int8 base."""
     output: Annotated[str, arg(aliases=("--output",))] = "runs/latest"
-    """Directory for the adapter or checkpoint, metrics.jsonl, config.toml and loss.png."""
+    """Directory for the adapter or checkpoint, metrics.jsonl, config.toml, loss.png and report.html."""
     epochs: int = 3
     max_steps: int = 0
     """Stop after so many optimizer steps; 0 means all epochs."""

@@ -205,3 +205,17 @@ def test_what_fits_exactly_is_not_cut() -> None:
 def test_an_option_that_fills_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match=r"question step1/7: an option of 9 tokens .* window of 10"):
         encode_choices(Pieces(), "0123456789", ["a", "b" * 9], max_length=10, name="step1/7")
+
+
+def test_without_bos_the_prompt_is_cut_from_its_first_token() -> None:
+    tokenizer = Pieces()
+    whole = encode_choices(tokenizer, "Answer:", [" yes", " no"], bos=False)
+    assert whole.prompt == tokenizer.encode("Answer:")
+    longest = max(map(len, whole.options))
+    cut = encode_choices(tokenizer, "Answer:", [" yes", " no"], longest + 2, bos=False)
+    assert cut.prompt == whole.prompt[-2:] and cut.truncated
+
+
+def test_without_bos_and_words_nothing_precedes_the_options() -> None:
+    with pytest.raises(ValueError, match="question 7: no token precedes the options; begin the prompt with BOS"):
+        encode_choices(Pieces(), "", ["yes", "no"], name="7", bos=False)

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from data import PromptTemplate
 from data.exams import Question
-from evaluation import Result, encode_choices, log_likelihoods_reference, pose, score_questions
-from evaluation.prompts import TEXT, Method
+from evaluation import encode_choices, log_likelihoods_reference, pose, score_questions, sit
+from evaluation.prompts import TEXT, Method, with_shots
+from evaluation.scoring import LikelihoodPaper
 from llama import Llama, LlamaConfig
 
 TEMPLATE = PromptTemplate.named("alpaca_short")
@@ -16,7 +17,7 @@ QUESTIONS = [
     Question("q2", "Which vitamin?", {"A": "B12", "B": "C", "C": "D", "D": "Niacin, of which plenty"}, "A", "step2"),
     Question("q3", "A longer question, which needs more tokens: which bone?", {"A": "Femur", "B": "Tibia"}, "A"),
 ]
-METHODS: list[Method] = ["letter", "text", "text_per_token", "text_per_byte"]
+METHODS: list[Method] = ["letter", "text", "text_per_token", "text_per_byte", "text_calibrated", "letter_calibrated"]
 
 
 class Characters:
@@ -92,7 +93,7 @@ def test_llama_scores_what_the_reference_scores(check_bound, method: Method) -> 
         def forward(self, token_ids: Tensor) -> Tensor:
             return self.llama(token_ids)
 
-    llama = tiny_llama()
+    llama = tiny_llama().eval()
     fast = score_questions(llama, Characters(), QUESTIONS, TEMPLATE, method=method)
     plain = score_questions(Plain(llama), Characters(), QUESTIONS, TEMPLATE, method=method)
     error = max(abs(a.scores[x] - b.scores[x]) for a, b in zip(fast, plain, strict=True) for x in a.scores)
@@ -163,11 +164,96 @@ def test_results_know_their_question() -> None:
     assert list(result.scores) == ["A", "B", "C", "D"]
 
 
-def test_probabilities_are_a_softmax_over_the_options() -> None:
-    result = Result("1", "", None, "A", {"A": math.log(0.1), "B": math.log(0.3)})
-    assert result.probabilities == pytest.approx({"A": 0.25, "B": 0.75})
-    far = Result("1", "", None, "A", {"A": -2000.0, "B": -1000.0})
-    assert far.probabilities == {"A": 0.0, "B": 1.0}
+# --- Calibrated ---
+
+
+def by_hand(model: nn.Module, prompt: str, options: list[str]) -> list[float]:
+    """log p of each option behind the prompt, one forward pass each, one byte a token."""
+    sums = []
+    for option in options:
+        token_ids = [1] + [3 + byte for byte in (prompt + option).encode()]
+        with torch.no_grad():
+            log_probs = model(torch.tensor([token_ids])).double().log_softmax(-1)[0]
+        first = len(token_ids) - len(option.encode())
+        sums.append(sum(float(log_probs[t - 1, token_ids[t]]) for t in range(first, len(token_ids))))
+    return sums
+
+
+def test_text_calibrated_subtracts_what_the_options_are_without_the_question(check_bound) -> None:
+    llama = tiny_llama().eval()
+    [result] = score_questions(llama, Characters(), QUESTIONS[:1], TEMPLATE, method="text_calibrated")
+    asked = (
+        "### Instruction:\nAnswer this question truthfully\n\n### Input:\nWhich organ makes insulin?\n\n### Response:\n"
+    )
+    nothing = "### Instruction:\nAnswer this question truthfully\n\n### Response:\n"
+    options = ["Liver", "Pancreas", "Ear"]
+    pairs = zip(by_hand(llama, asked, options), by_hand(llama, nothing, options), strict=True)
+    error = max(abs(score - (a - b)) for score, (a, b) in zip(result.scores.values(), pairs, strict=True))
+    # Two sums of up to 8 float32 log-probabilities, each some 1e-6 off.
+    check_bound("text_calibrated vs by hand", error, 2e-5)
+
+
+def test_letter_calibrated_subtracts_what_the_letters_are_for_no_content(check_bound) -> None:
+    llama = tiny_llama().eval()
+    [result] = score_questions(llama, Characters(), QUESTIONS[:1], TEMPLATE, method="letter_calibrated")
+    start = "### Instruction:\nAnswer this multiple choice question.\n\n### Input:\n"
+    end = "\n\n### Response:\nThe Answer to the question is:"
+    asked = f"{start}Which organ makes insulin?\nA: Liver\nB: Pancreas\nC: Ear{end}"
+    nothing = f"{start}N/A\nA: N/A\nB: N/A\nC: N/A{end}"
+    letters = [" A", " B", " C"]
+    pairs = zip(by_hand(llama, asked, letters), by_hand(llama, nothing, letters), strict=True)
+    error = max(abs(score - (a - b)) for score, (a, b) in zip(result.scores.values(), pairs, strict=True))
+    check_bound("letter_calibrated vs by hand", error, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["text_calibrated", "letter_calibrated"])
+def test_a_model_that_does_not_read_has_no_calibrated_preference(method: Method) -> None:
+    """It likes one option whatever is asked: its raw choice is that one, its calibrated scores are all zero."""
+    raw = method.removesuffix("_calibrated")
+    [plain] = score_questions(likes("Pancreas B"), Characters(), QUESTIONS[:1], TEMPLATE, method=raw)  # type: ignore[arg-type]
+    assert not plain.tied
+    [result] = score_questions(likes("Pancreas B"), Characters(), QUESTIONS[:1], TEMPLATE, method=method)
+    assert list(result.scores.values()) == [0.0, 0.0, 0.0]
+
+
+# --- Shots, BOS ---
+
+
+def test_shots_stand_before_the_question_and_before_nothing(check_bound) -> None:
+    llama = tiny_llama(max_seq_len=1024).eval()
+    shots = [[QUESTIONS[1]]]
+    paper = LikelihoodPaper(llama, Characters(), QUESTIONS[:1], TEMPLATE, method="text_calibrated", shots=shots)
+    [result] = sit(paper)
+    shown = f"{pose(QUESTIONS[1], TEMPLATE, TEXT)[0]}B12\n\n"
+    options = ["Liver", "Pancreas", "Ear"]
+    asked = by_hand(llama, shown + pose(QUESTIONS[0], TEMPLATE, TEXT)[0], options)
+    nothing = by_hand(llama, shown + TEMPLATE.render(TEXT.instruction), options)
+    pairs = zip(result.scores.values(), asked, nothing, strict=True)
+    error = max(abs(score - (a - b)) for score, a, b in pairs)
+    check_bound("text_calibrated with a shot vs by hand", error, 2e-5)
+    assert paper.notes == []
+
+
+def test_shots_that_do_not_fit_are_left_out_whole_and_counted() -> None:
+    llama = tiny_llama(max_seq_len=300)
+    shots = [[QUESTIONS[2], QUESTIONS[2], QUESTIONS[1]], []]
+    paper = LikelihoodPaper(llama, Characters(), QUESTIONS[:2], TEMPLATE, shots=shots)
+    one = Characters().encode(
+        with_shots(pose(QUESTIONS[0], TEMPLATE, TEXT)[0], [QUESTIONS[1]], TEMPLATE, TEXT), bos=True
+    )
+    assert paper.lengths[0] == len(one)  # the last shot is kept: it stands next to the question
+    assert paper.notes == ["2 of 3 shots did not fit into the model's window and were left out"]
+    assert not any(result.truncated for result in sit(paper))
+
+
+def test_the_prompt_may_begin_without_bos() -> None:
+    llama = tiny_llama()
+    papers = [LikelihoodPaper(llama, Characters(), QUESTIONS[:1], TEMPLATE, bos=bos) for bos in (True, False)]
+    assert papers[0].lengths[0] - papers[1].lengths[0] == 1
+    assert sit(papers[0])[0].scores != sit(papers[1])[0].scores
+    short = tiny_llama(max_seq_len=40)
+    cut = LikelihoodPaper(short, Characters(), QUESTIONS[:1], TEMPLATE, bos=False)
+    assert cut.lengths == [40 - len("Pancreas")] and sit(cut)[0].truncated
 
 
 # --- Refusals ---

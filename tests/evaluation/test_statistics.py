@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import statistics as oracle
 
-from evaluation.statistics import Accuracy, chance_level, mcnemar_exact, wilson_interval
+from evaluation.statistics import Accuracy, chance_level, half_width_note, mcnemar_exact, wilson_interval
 
 Z = NormalDist().inv_cdf(0.975)
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -130,3 +130,16 @@ def test_accuracy_counts() -> None:
     assert (accuracy.correct, accuracy.n, accuracy.value) == (2, 3, 2 / 3)
     assert (accuracy.low, accuracy.high) == wilson_interval(2, 3)
     assert math.isclose(accuracy.chance, (0.25 + 0.2 + 0.25) / 3)
+
+
+@pytest.mark.parametrize(("n", "points"), [(1, "98.0"), (92, "10.2"), (119, "9.0"), (324, "5.4"), (1273, "2.7")])
+def test_half_width_note_tells_the_widest_interval(n: int, points: str) -> None:
+    assert half_width_note(n) == f"n = {n:,}: 95 % intervals reach ±{points} points"
+    # Exactly: the textbook half width, largest at one half.
+    widest = max(Z * math.sqrt(k / n * (1 - k / n) / n) for k in range(n + 1)) if n > 1 else Z / 2
+    assert abs(100 * widest - float(points)) < 0.06 + 50 * Z / math.sqrt(n) / n**2  # an odd n has no half
+
+
+def test_half_width_note_refuses_no_questions() -> None:
+    with pytest.raises(ValueError, match="n be at least 1"):
+        half_width_note(0)

@@ -1,0 +1,180 @@
+"""A journal beside the report: an exam that was interrupted goes on where it was.
+
+JSON lines. The first holds a fingerprint, everything that shapes a result, by name; each further one the results of the
+questions that were answered together, forced to the disk before the next are asked. So a sitting that goes on computes
+the rest in the same company, and its report is the one that an undisturbed run would have written, bit for bit.
+
+    {"journal": {"format": "1", "protocol": "medalpaca", "seed": "42", ...}}
+    {"results": [{"id": "step1/1", ...}, ...]}
+
+A last line without its end is what a killed process leaves, and is dropped. Any other line that cannot be read is
+damage, and refused by its number. A journal with another fingerprint, or of another format, is begun anew.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data import fields
+from data.exams import Question
+from data.fields import Place, text_field
+from data.reading import rows_of_lines
+from evaluation.result import Result
+from evaluation.saved import read_result
+from files import DamagedFileError, FileError, shown, sync, write_whole
+from files.locks import locked
+
+VERSION = "1"
+REMEDY = "delete it to begin anew"
+LONGEST = 60
+"""Characters of a setting that a message shows."""
+
+
+@dataclass
+class Journal:
+    """The results so far.
+
+    Attributes:
+        kept: results of the interrupted run by question id.
+        differences: settings that an earlier journal, which was given up for them, had otherwise.
+    """
+
+    path: Path
+    kept: dict[str, Result] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    def story(self, n_questions: int) -> list[str]:
+        """What the user should know of an earlier run's journal; nothing if there was none."""
+        if self.differences:
+            return [f"{self.path}: begun anew, it belongs to other settings; {'; '.join(self.differences)}"]
+        if self.kept:
+            return [f"{self.path}: {len(self.kept)} of {n_questions} questions were answered before; going on"]
+        return []
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Make sure that the results are about these questions, as the fingerprint says.
+
+        Raises:
+            DamagedFileError: one is not.
+        """
+        asked = {q.id: (q.step, q.seen, q.answer, tuple(q.options)) for q in questions}
+        for result in self.kept.values():
+            if asked.get(result.id) != (result.step, result.seen, result.answer, result.letters):
+                raise DamagedFileError(
+                    f"the result of question {shown(result.id)} is not about the exam's question of that number",
+                    file=self.path,
+                    remedy=REMEDY,
+                )
+
+    def record(self, results: Sequence[Result]) -> None:
+        """Add a line, and force it to the disk.
+
+        Raises:
+            OSError: the system refuses (a full disk, say); what was recorded before is kept.
+        """
+        line = json.dumps({"results": [asdict(result) for result in results]}, ensure_ascii=False) + "\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def remove(self) -> None:
+        """The report is written: the journal has served."""
+        self.path.unlink(missing_ok=True)
+
+
+def journal_path(report: Path, rotation: int = 0) -> Path:
+    """Where the journal of a report lies; each order of the options has its own.
+
+    >>> journal_path(Path("runs/before.json")).name
+    'before.journal.jsonl'
+    """
+    return report.with_suffix(f".rotation-{rotation}.journal.jsonl" if rotation else ".journal.jsonl")
+
+
+@contextmanager
+def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal]:
+    """Go on with the journal at `path`, or begin one.
+
+    Args:
+        fingerprint: what shapes a result, by name.
+
+    Raises:
+        FileError: a line is damaged.
+        ValueError: another process is writing it.
+        OSError: the system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fingerprint = {"format": VERSION} | dict(fingerprint)
+    journal = Journal(path)
+    then: Mapping[str, str] | None = None
+    if path.exists():
+        with _held(path):
+            _cut_unfinished_line(path)
+            then = _read(journal, fingerprint)
+    if then != fingerprint:
+        header = {"journal": fingerprint}
+        write_whole(path, (json.dumps(header, ensure_ascii=False) + "\n").encode())
+    if then is not None:
+        names = sorted(then.keys() | fingerprint.keys())
+        journal.differences = [
+            f"{name}: {_shown(then, name)} then, {_shown(fingerprint, name)} now"
+            for name in names
+            if then.get(name) != fingerprint.get(name)
+        ]
+    with _held(path):
+        yield journal
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    with locked(path) as free:
+        if not free:
+            raise ValueError(f"{path}: another process is writing this journal; wait for it, or give another --out")
+        yield
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Drop what follows the last newline, so that the next line does not join it."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+        sync(path)
+
+
+def _read(journal: Journal, fingerprint: Mapping[str, str]) -> Mapping[str, str] | None:
+    """The journal's fingerprint, None if its first line is unfinished; where it is the one given, also its results."""
+    then = None
+    try:
+        for number, place, row in rows_of_lines(journal.path, own=True):
+            if number == 1:
+                then = _fingerprint(row, place)
+                if then != fingerprint:
+                    break
+                continue
+            for each, result in enumerate(fields.field(row, "results", place, list), start=1):
+                parsed = read_result(result, place.at(f"result {each}"))
+                if parsed.id in journal.kept:
+                    raise place.damaged(f"question {shown(parsed.id)} was answered before")
+                journal.kept[parsed.id] = parsed
+    except FileError as error:
+        raise type(error)(error.problem, file=journal.path, place=error.place, remedy=REMEDY) from None
+    return then
+
+
+def _fingerprint(row: Any, place: Place) -> dict[str, str]:
+    fingerprint = fields.field(row, "journal", place, dict)
+    return {name: text_field(fingerprint, name, place.at("journal")) for name in fingerprint}
+
+
+def _shown(fingerprint: Mapping[str, str], name: str) -> str:
+    value = fingerprint.get(name, "(unset)")
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."

@@ -1,0 +1,93 @@
+"""Sitting an exam once, or once in every cyclic order of its options; each order with a journal of its own."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.exams import Question
+from evaluation.bias import RotationBias, rotated
+from evaluation.journal import Journal, journal_path, open_journal
+from evaluation.notes import notes
+from evaluation.paper import Paper, sit
+from evaluation.result import Result
+
+Prepare = Callable[[Sequence[Question], Sequence[list[Question]]], Paper]
+"""(questions, for each the shots before it) -> what `sit` takes."""
+
+
+@dataclass
+class Sat:
+    """What came of it.
+
+    Attributes:
+        results: of the exam as it is printed.
+        notes: what a reader of them should know.
+        bias: what the order changed; None if there was one order only.
+    """
+
+    results: list[Result]
+    notes: list[str]
+    bias: RotationBias | None
+    _journals: list[Journal] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """All is written elsewhere: remove the journals."""
+        for journal in self._journals:
+            journal.remove()
+
+
+@contextmanager
+def sit_in_orders(
+    prepare: Prepare,
+    questions: Sequence[Question],
+    shots: Sequence[list[Question]],
+    *,
+    every_order: bool = False,
+    report: Path | None = None,
+    shaped_by: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Iterator[Sat]:
+    """Ask everything; the journals are held until the block ends, and stay unless it calls `finish`.
+
+    Args:
+        every_order: ask a question of n options n times, with its options moved on by 0 to n − 1 places.
+        report: the file that journals lie beside; without one there are none.
+        shaped_by: what shapes a result, the questions apart.
+        say: told of what an earlier run left.
+
+    Raises:
+        FileError, ValueError, OSError: as `open_journal` and `sit`.
+    """
+    n_orders = max(len(question.options) for question in questions) if every_order else 1
+    orders: list[list[Result]] = []
+    said: list[str] = []
+    journals: list[Journal] = []
+    with ExitStack() as held:
+        for k in range(n_orders):
+            rows = [row for row in zip(questions, shots, strict=True) if len(row[0].options) > k]
+            turned, shown = [rotated(question, k) if k else question for question, _ in rows], [row[1] for row in rows]
+            paper = prepare(turned, shown)
+            kept, record = None, None
+            if report is not None:
+                fingerprint = dict(shaped_by or {}) | {"questions": digest(turned), "shown": digest(shown)}
+                journal = held.enter_context(open_journal(journal_path(report, k), fingerprint))
+                journal.check(turned)
+                for line in journal.story(len(turned)):
+                    say(line)
+                journals.append(journal)
+                kept, record = journal.kept, journal.record
+            results = sit(paper, kept=kept, record=record, progress=progress)
+            if k == 0:
+                said = [*notes(results, turned), *paper.notes]
+            # A question with fewer options is not asked in the later orders, and nobody looks at its result there.
+            asked = {result.id: result for result in (*(orders[0] if orders else ()), *results)}
+            orders.append([asked[question.id] for question in questions])
+        yield Sat(orders[0], said, RotationBias.of(orders) if every_order else None, journals)
+
+
+def digest(questions: Sequence[object]) -> str:
+    """A short name for questions, all that they hold included."""
+    return hashlib.sha256(repr(list(questions)).encode(errors="surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,229 @@
+"""A scored exam as a web page, report.html: accuracies, what changed, which letters, how sure, some questions.
+
+What stands in the JSON report is said here to people: the same intervals, the same test, the same notes. A page is made
+of what it is given and of nothing else: the same results make the same bytes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from data.exams import Question
+from evaluation.bias import RotationBias, shown_p
+from evaluation.page_examples import worked_examples
+from evaluation.page_letters import letter_bars, letter_matrix, rotation_parts
+from evaluation.report import ALL, Comparison, accuracies
+from evaluation.result import Result
+from evaluation.statistics import Accuracy, wilson_interval
+from files import write_whole
+from files.writing import make_folder
+from pages import (
+    Bar,
+    Bars,
+    Facts,
+    Page,
+    Prose,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    clean,
+    number,
+    percent,
+    versions,
+)
+
+MOST_GROUPS = 24
+SURENESS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LONGEST_TITLE = 120
+DISCLAIMER = "Nothing here is medical advice: an exam measures what a model makes of an exam."
+
+
+def write_page(
+    path: Path,
+    results: Sequence[Result],
+    *,
+    settings: Mapping[str, Any],
+    questions: Sequence[Question],
+    notes: Sequence[str] = (),
+    comparison: Mapping[str, Comparison] | None = None,
+    rotations: RotationBias | None = None,
+    title: str = "",
+    date: str = "",
+) -> None:
+    """Write the page of one exam; the file appears whole or not at all.
+
+    Args:
+        results: at least one.
+        settings: as in the JSON report; "description" is the model, "exam" what was asked.
+        questions: those of the results, in any order, for the examples.
+        notes: what a reader of the accuracies should know.
+        comparison: with an earlier report, by group.
+        rotations: what was found when the options stood in other orders.
+        title: what the exam is called; by default the end of its path.
+        date: printed at the end, if given.
+
+    Raises:
+        ValueError: no results.
+        OSError: the system refuses; the message names the page.
+    """
+    page = exam_page(results, settings, questions, notes, comparison, rotations, title, date)
+    make_folder(path.parent)
+    write_whole(path, page.content())
+
+
+def exam_page(
+    results: Sequence[Result],
+    settings: Mapping[str, Any],
+    questions: Sequence[Question],
+    notes: Sequence[str] = (),
+    comparison: Mapping[str, Comparison] | None = None,
+    rotations: RotationBias | None = None,
+    title: str = "",
+    date: str = "",
+) -> Page:
+    """The page, from the figures that matter most to those that make it possible to have them again."""
+    if not results:
+        raise ValueError("no results: a page needs at least one question")
+    groups = accuracies(results)
+    sections = [
+        Section("Accuracy", accuracy_parts(groups, comparison)),
+        Section("Letters", [letter_matrix(results), letter_bars(results)], layout="grid"),
+    ]
+    if rotations:
+        sections.append(Section("Order of the options", rotation_parts(rotations), layout="grid"))
+    if sure := sureness(results):
+        sections.append(Section("How sure", [sure]))
+    if examples := list(worked_examples(results, questions)):
+        sections.append(Section("Some of the questions", examples, layout="grid"))
+    rows = [
+        (key, _plain(value))
+        for key, value in settings.items()
+        if value not in (None, "", [], ()) and key != "description"
+    ]
+    sections.append(
+        Section("How it was done", [Facts("Settings", rows), Facts("Versions", list(versions().items()))], "flow")
+    )
+    return Page(
+        title=f"Exam report: {clean(title or _short(settings.get('exam')), LONGEST_TITLE)}",
+        subtitle=str(settings.get("description", "")),
+        head=[
+            Tiles(list(tiles(results, groups[ALL], (comparison or {}).get(ALL)))),
+            *([Prose(list(notes), "note")] if notes else []),
+        ],
+        sections=sections,
+        footer=[DISCLAIMER],
+        date=date,
+    )
+
+
+def tiles(results: Sequence[Result], whole: Accuracy, change: Comparison | None) -> Iterator[Tile]:
+    """The figures that are read first."""
+    yield Tile(percent(whole.value), "accuracy", f"{span(whole)}, 95 % interval")
+    verdict = "above chance" if whole.low > whole.chance else "below chance" if whole.high < whole.chance else ""
+    yield Tile(percent(whole.chance), "chance", f"the model is {verdict}" if verdict else "within the interval")
+    yield Tile(number(whole.n), "questions", f"{whole.correct:,} answered right")
+    if change:
+        yield Tile(points(change), "points since before", f"p {shown_p(change.p_value)}")
+    if unanswered := sum(row.predicted is None for row in results):
+        yield Tile(number(unanswered), "without an answer", "they count as wrong")
+    if accidents := sum(row.accident for row in results):
+        yield Tile(number(accidents), "answers by accident", "read off a text that gives none")
+
+
+def accuracy_parts(groups: Mapping[str, Accuracy], comparison: Mapping[str, Comparison] | None) -> list[Bars | Table]:
+    """Bars by group, each with its earlier self if there is one; then what was gained and lost."""
+    names = shown_groups(groups)
+    rows = []
+    for name in names:
+        if comparison and name in comparison:
+            rows.append(_bar(f"{name}, before", comparison[name].before, "faint"))
+        rows.append(_bar(name, groups[name], "", strong=name == ALL, goes_on=bool(comparison)))
+    left_out = len(groups) - len(names)
+    legend = [("", "this model"), ("interval", "95 % Wilson interval"), ("chance", "a blind guess")]
+    drawn = Bars(
+        "Right answers",
+        rows,
+        headings=("questions", "n", "accuracy", "95 % interval"),
+        unit="%",
+        legend=[("faint", "before"), *legend] if comparison else legend,
+        caption=f"And {left_out:,} groups more, in the JSON report." if left_out else "",
+    )
+    if not comparison:
+        return [drawn]
+    table = Table(
+        "Before and after, question by question",
+        ("questions", "points", "gained", "lost", "p"),
+        [
+            (name, points(c), f"+{c.gained:,}", f"−{c.lost:,}", shown_p(c.p_value).removeprefix("= "))
+            for name in names
+            if (c := comparison.get(name))
+        ],
+        caption="gained: right only after; lost: right only before. p: McNemar's exact test, two-sided; a p of less "
+        "than 0.05 would be rare if neither model were better.",
+    )
+    return [drawn, table]
+
+
+def sureness(results: Sequence[Result]) -> Bars | None:
+    """Right answers by the probability that the model gave its own; None where there are no probabilities."""
+    sure = [(max(row.probabilities.values()), row.correct) for row in results if row.probabilities]
+    rows = []
+    for low, high in pairwise(SURENESS):
+        held = [(share, right) for share, right in sure if low <= share < high or share == high == 1]
+        if held:
+            n_right = sum(right for _, right in held)
+            bounds = wilson_interval(n_right, len(held))
+            mean = sum(share for share, _ in held) / len(held)
+            cells = (number(len(held)), percent(n_right / len(held)), percent(mean))
+            label = f"{100 * low:.0f} to {100 * high:.0f} %"
+            rows.append(Bar(label, n_right / len(held), cells, *bounds, chance=mean))
+    if not rows:
+        return None
+    return Bars(
+        "Is it right when it is sure?",
+        rows,
+        headings=("its probability", "n", "right", "expected"),
+        unit="%",
+        legend=[("", "right answers"), ("interval", "95 % Wilson interval"), ("chance", "expected")],
+        caption="Questions by the probability, among the options, of the one that was chosen. A model that knows how "
+        "much it knows is right as often as its probability says: the bar ends at the line.",
+    )
+
+
+def shown_groups(groups: Mapping[str, Accuracy]) -> list[str]:
+    """The groups that fit onto a page, all of them together last."""
+    return [*[name for name in groups if name != ALL][: MOST_GROUPS - 1], ALL]
+
+
+def span(accuracy: Accuracy) -> str:
+    """The interval in words."""
+    return f"{100 * accuracy.low:.1f} to {percent(accuracy.high)}"
+
+
+def points(change: Comparison) -> str:
+    """How many per cent of the questions it answers more."""
+    return f"{100 * (change.after.value - change.before.value):+.1f}".replace("-", "−")
+
+
+def _bar(name: str, group: Accuracy, kind: Any, *, strong: bool = False, goes_on: bool = False) -> Bar:
+    cells = (number(group.n), percent(group.value), f"{100 * group.low:.0f}–{100 * group.high:.0f}")
+    return Bar(name, group.value, cells, group.low, group.high, group.chance, kind, strong, goes_on)
+
+
+def _short(exam: object) -> str:
+    """The end of a path, by which an exam is known.
+
+    >>> _short("/data/medqa/test.jsonl")
+    'medqa/test.jsonl'
+    """
+    return "/".join(Path(str(exam)).parts[-2:]) if exam else "multiple choice"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return number(value, 6) if isinstance(value, (int, float)) else str(value)

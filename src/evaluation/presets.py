@@ -1,0 +1,213 @@
+"""The rows of MedAlpaca's Table 2 (arXiv 2304.08247): how each model is asked, what it scored, and what made it.
+
+Published accuracies on the USMLE self-assessment without its questions with images, in the paper and in the README of
+github.com/kbressem/medAlpaca. How they were made is `eval/eval_usmle.py` there, our protocol medalpaca. What that
+program was told for each row (model, template, 8 bits or not), and how its answers were graded, is published nowhere.
+So each row has a template for a reason that it states:
+
+- MedAlpaca's rows and the plain LLaMAs get `medalpaca`, the template of its own example and the only one left in the
+  repository beside the program. A LLaMA that was never tuned has no template of its own.
+- The others get what they were tuned with. If all rows were asked with one template after all, it was `medalpaca`:
+  `--template medalpaca` asks so.
+- ChatDoctor was tuned by Stanford's `train.py` (the command in its README), hence `alpaca_legacy`. Its chat program
+  asks otherwise: `CHATDOCTOR_CHAT`. An older program of MedAlpaca's, `eval/test_chatdoctor.py`, asked a third way,
+  greedily, without an input section; whether the row is that program's cannot be told.
+
+In 8 bits are the rows that say so, and Alpaca-LoRA, which MedAlpaca's list of models loads in 8 bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+
+from data import PromptTemplate
+
+STEPS = ("step1", "step2", "step3")
+QUESTIONS = {"step1": 92, "step2": 110, "step3": 122}
+"""Questions of each step that were asked, as published; most of the accuracies are shares of 91, 109 and 123 instead:
+docs/reproduce.md."""
+_GREETING = "ChatDoctor: I am ChatDoctor, what medical questions do you have?"
+
+CHATDOCTOR_CHAT = PromptTemplate(
+    "chatdoctor_chat",
+    f"{{instruction}}\n\n{_GREETING}\n\nPatient: {{input}}\n\nChatDoctor: ",
+    f"{_GREETING}\n\nPatient: {{instruction}}\n\nChatDoctor: ",
+    response_split="ChatDoctor: ",
+    description="The prompt of ChatDoctor's chat.py, whose instruction is: If you are a doctor, please answer the "
+    "medical questions based on the patient's description.",
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row.
+
+    Attributes:
+        name: what --preset calls it.
+        title: what the table calls it.
+        base: the LLaMA it starts from, as the configs call its directory.
+        published: step -> accuracy.
+        template: name of the prompt template.
+        int8: whether the base is held in 8 bits.
+        needs_adapter: whether a LoRA adapter is part of it (--adapter); else --base is the model itself.
+        config: the training recipe that makes it, in `configs/`; "" for a model that is not tuned here.
+        weights: what was published, on huggingface.co unless an address is given.
+        protocol, instruction: how the exam is sat; no instruction takes the protocol's own.
+    """
+
+    name: str
+    title: str
+    base: str
+    published: Mapping[str, float]
+    template: str = "medalpaca"
+    int8: bool = False
+    needs_adapter: bool = False
+    config: str = ""
+    weights: str = ""
+    protocol: Literal["likelihood", "medalpaca", "generate"] = field(default="medalpaca", kw_only=True)
+    instruction: str | None = field(default=None, kw_only=True)
+
+    @property
+    def description(self) -> str:
+        """The row in a sentence."""
+        what = "an adapter on " if self.needs_adapter else ""
+        bits = "in 8 bits" if self.int8 else "in 16 bits"
+        made = f"trained by {self.config}" if self.config else "as published"
+        return f"{self.title}: {what}{self.base} {bits}, asked with the template {self.template}; {made}"
+
+
+def _row(*accuracies: float) -> dict[str, float]:
+    return dict(zip(STEPS, accuracies, strict=True))
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("llama-7b", "LLaMA 7b", "llama-7b", _row(0.198, 0.202, 0.203), weights="Meta's"),
+        Preset(
+            "alpaca-7b",
+            "Alpaca 7b naive",
+            "llama-7b",
+            _row(0.275, 0.266, 0.293),
+            template="alpaca_legacy",
+            config="configs/alpaca-7b.toml",
+            weights="chavinlo/alpaca-native",
+        ),
+        Preset(
+            "alpaca-lora-7b",
+            "Alpaca 7b LoRA",
+            "llama-7b",
+            _row(0.220, 0.138, 0.252),
+            template="alpaca",
+            int8=True,
+            needs_adapter=True,
+            config="configs/alpaca-lora-8bit-7b.toml",
+            weights="tloen/alpaca-lora-7b",
+        ),
+        Preset(
+            "medalpaca-7b",
+            "MedAlpaca 7b",
+            "llama-7b",
+            _row(0.297, 0.312, 0.398),
+            config="configs/medalpaca-7b.toml",
+            weights="medalpaca/medalpaca-7b",
+        ),
+        Preset(
+            "medalpaca-7b-lora",
+            "MedAlpaca 7b LoRA",
+            "llama-7b",
+            _row(0.231, 0.202, 0.179),
+            needs_adapter=True,
+            config="configs/medalpaca-7b-lora.toml",
+            weights="medalpaca/medalpaca-lora-7b-16bit",
+        ),
+        Preset(
+            "medalpaca-7b-lora-8bit",
+            "MedAlpaca 7b LoRA 8bit",
+            "llama-7b",
+            _row(0.231, 0.241, 0.211),
+            int8=True,
+            needs_adapter=True,
+            config="configs/medalpaca-7b-lora-8bit.toml",
+            weights="medalpaca/medalpaca-lora-7b-8bit",
+        ),
+        Preset(
+            "chatdoctor-7b",
+            "ChatDoctor (7b)",
+            "llama-7b",
+            _row(0.187, 0.185, 0.148),
+            template="alpaca_legacy",
+            weights="https://github.com/Kent0n-Li/ChatDoctor",
+        ),
+        Preset("llama-13b", "LLaMA 13b", "llama-13b", _row(0.222, 0.248, 0.276), weights="Meta's"),
+        Preset(
+            "alpaca-13b",
+            "Alpaca 13b naive",
+            "llama-13b",
+            _row(0.319, 0.312, 0.301),
+            template="alpaca_legacy",
+            config="configs/alpaca-13b.toml",
+            weights="chavinlo/alpaca-13b",
+        ),
+        Preset(
+            "medalpaca-13b",
+            "MedAlpaca 13b",
+            "llama-13b",
+            _row(0.473, 0.477, 0.602),
+            config="configs/medalpaca-13b.toml",
+            weights="medalpaca/medalpaca-13b",
+        ),
+        Preset(
+            "medalpaca-13b-lora",
+            "MedAlpaca 13b LoRA",
+            "llama-13b",
+            _row(0.250, 0.255, 0.255),
+            needs_adapter=True,
+            config="configs/medalpaca-13b-lora.toml",
+            weights="medalpaca/medalpaca-lora-13b-16bit",
+        ),
+        Preset(
+            "medalpaca-13b-lora-8bit",
+            "MedAlpaca 13b LoRA 8bit",
+            "llama-13b",
+            _row(0.189, 0.303, 0.289),
+            int8=True,
+            needs_adapter=True,
+            config="configs/medalpaca-13b-lora-8bit.toml",
+            weights="medalpaca/medalpaca-lora-13b-8bit",
+        ),
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The row of a name.
+
+    >>> find_preset("medalpaca-7b-lora-8bits")
+    Traceback (most recent call last):
+    ValueError: unknown preset 'medalpaca-7b-lora-8bits': did you mean 'medalpaca-7b-lora-8bit'? --preset list shows all
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(PRESETS)};"
+        raise ValueError(f"unknown preset {name!r}{hint} --preset list shows all")
+    return PRESETS[name]
+
+
+def presets_table() -> Table:
+    """All rows, for a terminal of 80 columns."""
+    caption = "published: % right in step 1, 2, 3; * needs --adapter"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption_justify = "left"
+    for heading in ("preset", "template", "base"):
+        table.add_column(heading)
+    table.add_column("published", justify="right")
+    for preset in PRESETS.values():
+        name = preset.name + ("*" if preset.needs_adapter else "")
+        base = preset.base + (", int8" if preset.int8 else "")
+        table.add_row(name, preset.template, base, " ".join(f"{100 * preset.published[step]:.1f}" for step in STEPS))
+    return table

@@ -1,0 +1,268 @@
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.exams import load_exam
+from evaluation import parse_answer
+from evaluation.answers import CHANCE_LETTERS
+
+ORGANS = {"A": "Liver", "B": "Pancreas", "C": "Insulin resistance", "D": "E. coli", "E": "Insulin"}
+VERDICTS = {"A": "yes", "B": "no", "C": "maybe"}
+TREATMENTS = {"A": "5 mg", "B": "No treatment is needed", "C": "Surgery", "I": "Iron"}
+
+LETTERS = [
+    *("B", " B", "B.", "B:", "B)", "(B)", "[B]", "B;", "B!", '"B"', "'B'", "“B”", "**B**", "`B`", "\\boxed{B}", "$B$"),
+    *("- B", "> B", "# B", "b)", "(b)", "B\n", "B\n\nThe liver stores glycogen.", "B - it makes insulin", "B, because"),
+    *("B: Pancreas", "B. Pancreas", "B) Pancreas", "(B) Pancreas", "B Pancreas", "**B: Pancreas**", "B – Pancreas"),
+    *("B: pancreas!", "B. The organ behind the stomach", "B. Pancreas makes it", "B: Pancreas\nB: Pancreas"),
+    *("option B", "Option B.", "Option (B): Pancreas", "Choice B", "Letter B", "Answer B", "Answer: B", "answer is b"),
+    *("Answer:\nB", "Answer: **B**", "**Answer:** B", "Final answer: B", "The answer is B", "The answer is B."),
+    *("The answer is (B).", "The answer is: B", "The answer is:\n\nB: Pancreas", "The answer is option B."),
+    *("The correct answer is (B) Pancreas.", "The correct option is B", "Correct answer: B", "The best choice is B"),
+    *(
+        "The Answer to the question is: B",
+        "The answer to this question is B because it makes insulin",
+        "the answer = B",
+    ),
+    *(
+        "I choose B",
+        "I would go with option B.",
+        "I pick B",
+        "B is correct",
+        "B is the correct answer.",
+        "(B) is right",
+    ),
+    *("Option B is correct, option A is wrong.", "I think that B is correct.", "So the answer is most likely B."),
+    *(
+        "The answer is B, not A",
+        "The pancreas makes insulin.\nAnswer: B",
+        "Sure! The answer is B.",
+        "final answer is: (B)",
+    ),
+    *(
+        "A: Liver\nB: Pancreas\nC: Insulin resistance\nThe answer is B.",
+        "$\\boxed{\\text{B}}$",
+        "Therefore B is correct.",
+    ),
+    *("B: Pancreas\n\n### Instruction:\nAnswer: A", "B</s>A: Liver", "B\nQuestion: Which?\nAnswer: A"),
+]
+TEXTS = [
+    *(
+        "Pancreas",
+        "pancreas.",
+        "PANCREAS",
+        "It is made in the pancreas.",
+        "The answer is pancreas",
+        "The pancreas, clearly.",
+    ),
+    *("The answer is the pancreas.", "Pancreas\nPancreas", "Well, the pancreas makes it, I think."),
+]
+NO_ANSWER = [
+    *("", " ", "\n", "?", "...", "F", "F: nothing", "Z", "The answer is F", "b", "B12 deficiency", "B+", "B-cells"),
+    *(
+        "A 35-year-old man",
+        "A 35-year-old man has pain in the liver and the pancreas.",
+        "a 35-year-old",
+        "A man comes in",
+    ),
+    *(
+        "I think",
+        "I think so",
+        "I am not sure.",
+        "A. fumigatus grows",
+        "E. faecalis",
+        "C. difficile is likely",
+        "C-section",
+    ),
+    *("vitamin B", "Hepatitis B is the best known", "Vitamin A is correct for eyes", "B cells make antibodies"),
+    *("A or B", "A and B", "A, B", "A/B", "A & B", "Option A or option B", "(A) or (B)", "The answer is B or C."),
+    *("The answer is either B or C", "B and C are both right", "A: Liver B: Pancreas", "A. Liver B. Pancreas"),
+    *("A) Liver B) Pancreas", "A: Liver\nB: Pancreas", "(A) Liver\n(B) Pancreas", "a) liver\nb) pancreas"),
+    *(
+        "The answer is B. The answer is C.",
+        "B\nThe answer is C",
+        "B: Liver",
+        "A: Pancreas",
+        "The answer is A: Pancreas",
+    ),
+    *(
+        "The answer is not B",
+        "B is not correct",
+        "Option A is wrong.",
+        "The answer is a disease",
+        "The answer is B cells",
+    ),
+    *(
+        "It is not the liver.",
+        "The pancreas, not the liver",
+        "It isn't the liver",
+        "Liver and pancreas",
+        "Neither liver",
+    ),
+    *("answer I think", "### Response:\nB", "E: Insulin resistance", "The liver. The pancreas.", "unlike the liver"),
+]
+
+
+@pytest.mark.parametrize("text", LETTERS)
+def test_a_letter_is_read_where_it_stands_as_an_answer(text: str) -> None:
+    assert parse_answer(text, ORGANS) == "B"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_options_own_words_are_read(text: str) -> None:
+    assert parse_answer(text, ORGANS) == "B"
+
+
+@pytest.mark.parametrize("text", NO_ANSWER)
+def test_what_is_no_answer_is_not_read_as_one(text: str) -> None:
+    assert parse_answer(text, ORGANS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A", "A"),
+        ("A.", "A"),
+        ("A: Liver", "A"),
+        ("A Liver", "A"),
+        ("A, because the liver", "A"),
+        ("The answer is a.", "A"),
+        ("E. coli", "D"),
+        ("E. coli is the cause", "D"),
+        ("D: E. coli", "D"),
+        ("E", "E"),
+        ("E. Insulin", "E"),
+        ("Insulin", "E"),
+        ("insulin-resistance", "C"),
+        ("It is insulin resistance.", "C"),
+        ("C - Insulin resistance", "C"),
+    ],
+)
+def test_letters_that_begin_words_too(text: str, letter: str) -> None:
+    assert parse_answer(text, ORGANS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("yes", "A"),
+        ("Yes, because", "A"),
+        ("Yes. There is no doubt.", "A"),
+        ("No.", "B"),
+        ("The answer is no", "B"),
+        ("Answer: no.", "B"),
+        ("There is no evidence", None),
+        ("No evidence was found", None),
+        ("Maybe.", "C"),
+        ("Yes and no.", None),
+    ],
+)
+def test_short_options_count_only_where_they_stand_alone(text: str, letter: str | None) -> None:
+    assert parse_answer(text, VERDICTS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("5 mg", "A"),
+        ("5 mg, once a day", "A"),
+        ("A man of 70 kg takes 5 mg daily", None),
+        ("No treatment is needed.", "B"),  # the negation is the option's own
+        ("In this case no treatment is needed", "B"),
+        ("I", "I"),
+        ("I: Iron", "I"),
+        ("I, too, would operate", None),
+        ("I think surgery", "C"),
+        ("I would choose C", "C"),
+    ],
+)
+def test_numbers_negations_and_the_letter_i(text: str, letter: str | None) -> None:
+    assert parse_answer(text, TREATMENTS) == letter
+
+
+SIGNS = {"A": "LOD score < 1", "B": "LOD score < 3", "C": "LOD score > 3", "D": "↓ ↓ ↓", "E": "V(D)J recombination"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("LOD score < 3", "B"),
+        ("The LOD score > 3.", "C"),
+        ("C: LOD score > 3", "C"),
+        ("LOD score 3", None),
+        ("↓ ↓ ↓", "D"),
+        ("D: ↓ ↓ ↓", "D"),
+        ("↓ ↑ ↓", None),
+        ("D: ↑ ↑ ↑", "D"),  # no option's text, so only a letter
+        ("A: ↓ ↓ ↓", None),
+        ("B: LOD score > 3", None),
+        ("E: V(D)J recombination", "E"),
+        ("E: V(D)J recombination, (D)", None),
+        ("V(D)J recombination", "E"),
+        ("The answer is C. difficile.", None),
+        ("The most likely answer is E. coli colitis", None),
+    ],
+)
+def test_signs_count_where_words_do_not_tell(text: str, letter: str | None) -> None:
+    assert parse_answer(text, SIGNS) == letter
+
+
+def test_letters_of_an_exam_may_be_small() -> None:
+    assert parse_answer("The answer is B", {"a": "Liver", "b": "Pancreas"}) == "b"
+
+
+ORGAN_NAMES = ["liver", "pancreas", "spleen", "kidney", "lung", "heart", "skin", "bone"]
+option_texts = st.lists(st.sampled_from(ORGAN_NAMES), min_size=2, max_size=5, unique=True)
+FORMS = ["{0}", "({0})", "{0}:", "{0}: {1}", "{0}. {1}", "{0}) {1}", "**{0}**"]
+FORMS += ["Answer: {0}", "The answer is {0}.", "Option {0}", "{1}", "It is the {1}."]
+
+
+@given(option_texts, st.data())
+def test_every_option_is_read_in_every_form(texts: list[str], data: st.DataObject) -> None:
+    options = dict(zip("ABCDE", texts, strict=False))
+    letter, form = data.draw(st.sampled_from(list(options))), data.draw(st.sampled_from(FORMS))
+    assert parse_answer(form.format(letter, options[letter]), options) == letter
+
+
+@given(option_texts, st.data())
+def test_two_answers_are_none(texts: list[str], data: st.DataObject) -> None:
+    options = dict(zip("ABCDE", texts, strict=False))
+    one, other = data.draw(st.permutations(list(options)))[:2]
+    joint = data.draw(st.sampled_from([" or ", ", ", "/", " and "]))
+    assert parse_answer(f"{one}{joint}{other}", options) is None
+    assert parse_answer(f"The answer is {one}. No, the answer is {other}.", options) is None
+    assert parse_answer(f"{one}: {options[other]}", options) is None
+    assert parse_answer(f"the {options[one]}{joint}the {options[other]}", options) is None
+
+
+def test_the_options_of_a_real_exam_are_read_in_every_form(real_data: Path, count_faults) -> None:
+    exam = load_exam(real_data / "exams" / "medqa_5options_test.jsonl")[::20]
+    for question in exam:
+        for letter, text in question.options.items():
+            for form in (*FORMS, "The answer is {0}: {1}", "({0}) {1}"):
+                if form == "It is the {1}." and sum(map(str.isalpha, text)) <= CHANCE_LETTERS:
+                    continue  # "1 and 2" may occur in any sentence
+                assert parse_answer(form.format(letter, text), question.options) == letter
+            for other in question.options.keys() - {letter}:
+                assert parse_answer(f"{other}: {text}", question.options) is None
+                count_faults("contradicting answers")
+
+
+PIECES = ["A", "B", "I", " ", "\n", ":", ".", ")", "(", "*", "</s>", "###", "É", "\0", "ſ"]
+PIECES += ["answer", "is", "the", "option", "liver", "pancreas", "not", "or"]
+pieces = st.sampled_from(PIECES)
+
+
+@given(st.lists(pieces, max_size=30).map("".join) | st.text(max_size=60))
+def test_any_text_gives_an_option_or_none(text: str) -> None:
+    assert parse_answer(text, {"A": "Liver", "B": "Pancreas", "I": "..."}) in ("A", "B", "I", None)
+
+
+@pytest.mark.parametrize("piece", [" ", "\n", '"', "(", "answer ", "answer is the ", "A ", "A: Liver ", "liver "])
+def test_a_long_text_is_read_in_no_time(piece: str) -> None:
+    started = time.perf_counter()
+    parse_answer("The answer is" + piece * (20_000 // len(piece)), ORGANS)
+    assert time.perf_counter() - started < 2
