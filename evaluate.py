@@ -4,7 +4,7 @@
     python evaluate.py --show 5 --limit 20                                         with five worked examples
     python evaluate.py --out before.json                                           keep the result, to compare with
     python evaluate.py --adapter runs/demo/adapter --int8 --compare before.json    before and after
-    python evaluate.py --preset medalpaca-7b --base DIR --exam usmle               a row of MedAlpaca's table
+    python evaluate.py --preset medalpaca-7b --base DIR --exam DIR                 a row of MedAlpaca's table
     python evaluate.py --rotations                                                 does it choose texts, or letters?
 
 The table gives 95 % intervals, since 100 questions leave ten points to either side to luck; a comparison with an
@@ -41,8 +41,8 @@ import data.miniature
 import evaluation
 from data.exams import Question, load_exam
 from data.overlap import find_overlap, training_texts
-from evaluation import Paper, Report, Sitting, find_preset
-from files import sha256_of
+from evaluation import Comparison, Outcome, Paper, Report, Sitting, find_preset
+from files import printable, sha256_of
 from recipe import Inference, ModelOptions, plain_errors
 from training import model_digest
 
@@ -55,9 +55,9 @@ class Options:
     sitting: Annotated[Sitting, tyro.conf.arg(name="")] = field(default_factory=Sitting)
 
     preset: str | None = None
-    """A row of MedAlpaca's Table 2, which sets the defaults of the other flags; "list" prints them."""
+    """A row of MedAlpaca's Table 2: sets --protocol, --template and --int8, unless given too; "list" prints all."""
     exam: Path | None = None
-    """USMLE step files, MedQA, Medbullets, PubMedQA, MedMCQA or MMLU; by default the miniature's exams."""
+    """File or folder: USMLE steps, MedQA, Medbullets, PubMedQA, MedMCQA or MMLU; by default the miniature's exams."""
     limit: int | None = None
     """Only the first so many questions of each step."""
     shots_from: Path | None = None
@@ -66,13 +66,13 @@ class Options:
     """Questions at once; the keys and values of their prompts are held, 0.5 MB per token of a 7B model."""
 
     rotations: bool = False
-    """Ask every question in every cyclic order of its options, and print what the order changes."""
+    """Ask in every cyclic order of the options, and print what it changes; n times as long for n options."""
     overlap: tuple[Path, ...] = ()
-    """Training files: print which share of the questions occurs in them."""
+    """Training files: print how many questions have half of their 8-word runs in them, and the worst three."""
     show: int = 0
     """Print so many worked examples, taken evenly from the exam."""
     out: Path | None = None
-    """Write a JSON report (settings, versions, accuracies, every question), and beside it a web page."""
+    """Write a JSON report, and a web page beside it (.html); run again after an interruption, it goes on."""
     compare: Path | None = None
     """An earlier report on the same questions: print before, after, and whether the difference is more than luck."""
 
@@ -127,7 +127,7 @@ def run(options: Options) -> None:
         say=partial(console.print, style="dim", markup=False),
     ) as sat:
         seconds = time.perf_counter() - started
-        title = f"{options.exam or 'the exams of the miniature'}, by {options.sitting.title}"
+        title = f"{exam.title or options.exam}, by {options.sitting.title}"
         comparison = evaluation.compare(exam.before.results, sat.results) if exam.before else None
         notes = [*sat.notes, *exam.notes]
 
@@ -136,37 +136,63 @@ def run(options: Options) -> None:
         if comparison:
             console.print(evaluation.comparison_table(comparison, title))
         else:
-            published = find_preset(options.preset).published if options.preset else None
+            comparable = options.preset and options.sitting.protocol == "medalpaca"
+            published = find_preset(options.preset).published if options.preset and comparable else None
             console.print(evaluation.accuracy_table(sat.results, title, published))
         if sat.bias:
             console.print(evaluation.rotation_table(sat.bias))
         for note in notes:
             console.print(f"note: {note}", markup=False)
-        console.print(f"{len(sat.results)} questions in {seconds:.1f} s", style="dim")
+        console.print(f"{sat.asked} of {len(sat.results)} questions asked in {seconds:.1f} s", style="dim")
 
         if options.out:
-            settings = chosen(options, inference) | {"seconds": round(seconds, 3)}
-            more = {"rotations": asdict(sat.bias)} if sat.bias else {}
-            evaluation.write_report(options.out, sat.results, settings, notes, more)
-            page = options.out.with_suffix(".html")
-            said: dict[str, Any] = {"questions": exam.questions, "notes": notes, "comparison": comparison}
-            said |= {"rotations": sat.bias, "title": "" if options.exam else "the exams of the miniature"}
-            evaluation.write_page(page, sat.results, settings=settings, **said)
-            console.print(f"report: {options.out} and {page.name}", markup=False)
+            settings = chosen(options, inference) | {"seconds": round(seconds, 3), "asked": sat.asked}
+            save(options.out, exam, sat, settings, notes, comparison, console)
         sat.finish()
 
 
 # --- Parts ---
 
 
+def save(
+    out: Path,
+    exam: "Exam",
+    sat: Outcome,
+    settings: dict[str, Any],
+    notes: list[str],
+    comparison: dict[str, Comparison] | None,
+    console: Console,
+) -> None:
+    """The JSON report, and the page beside it."""
+    more = {"rotations": asdict(sat.bias)} if sat.bias else {}
+    evaluation.write_report(out, sat.results, settings, notes, more)
+    console.print(f"report: {out}", markup=False)
+    page = out.with_suffix(".html")
+    try:
+        evaluation.write_page(
+            page,
+            sat.results,
+            settings=settings,
+            questions=exam.questions,
+            notes=notes,
+            comparison=comparison,
+            rotations=sat.bias,
+            title=exam.title,
+        )
+        console.print(f"page:   {page}", markup=False)
+    except Exception as error:  # a page is never worth an exam
+        console.print(f"note: no {page.name}: {printable(f'{type(error).__name__}: {error}')}", markup=False)
+
+
 def preset_named(arguments: list[str]) -> str | None:
     """What follows --preset, before the flags are parsed whose defaults it sets."""
+    name = None  # of several the last counts, as for every flag
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         if flag == "--preset":
-            return value
-        if flag.startswith("--preset="):
-            return flag.partition("=")[2]
-    return None
+            name = value
+        elif flag.startswith("--preset="):
+            name = flag.partition("=")[2]
+    return name
 
 
 def preset_options(name: str) -> Options:
@@ -174,24 +200,28 @@ def preset_options(name: str) -> Options:
     preset = find_preset(name)
     return Options(
         model=ModelOptions(template=preset.template, int8=preset.int8),
-        sitting=Sitting(protocol=preset.protocol, instruction=preset.instruction),
+        sitting=Sitting(protocol="medalpaca"),
     )
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What is to be asked: questions, the shots before each, an earlier report on them, and what was noticed."""
+    """What is to be asked: questions, the shots before each, an earlier report on them, what was noticed, and a title
+    where the path says less."""
 
     questions: list[Question]
     shots: list[list[Question]]
     before: Report | None
     notes: list[str]
+    title: str
 
 
 def read_exam(options: Options) -> Exam:
     """The questions and all that is known before a model is there."""
     if options.preset and find_preset(options.preset).needs_adapter and options.model.adapter is None:
         raise ValueError(f"--preset {options.preset} is a base with a LoRA adapter: name it with --adapter")
+    if options.preset and options.exam is None:
+        raise ValueError(f"--preset {options.preset} is about the USMLE self-assessment: name it with --exam")
     whole = load_exam(exam_path(options))
     questions = evaluation.first_of_each_step(whole, options.limit)
     before = evaluation.read_report(options.compare) if options.compare else None
@@ -203,7 +233,7 @@ def read_exam(options: Options) -> Exam:
     notes = [f"overlap: {line}" for line in overlap]
     if options.rotations and not options.sitting.wording.lists_options:
         notes.append(f"{options.sitting.method} does not show the options, so their order cannot matter: try letter")
-    return Exam(questions, shots, before, notes)
+    return Exam(questions, shots, before, notes, "" if options.exam else "the exams of the miniature")
 
 
 def exam_path(options: Options) -> Path:
@@ -224,6 +254,7 @@ def fingerprint(options: Options, inference: Inference) -> dict[str, str]:
     lowered to go on after an exam ran out of memory."""
     adapter = options.model.adapter
     return {name: str(value) for name, value in options.sitting.settings.items()} | {
+        "shape": json.dumps(asdict(inference.model.config)),
         "model": model_digest(inference.model.requires_grad_(False)),
         "adapter": sha256_of(adapter / "adapter_config.json") if adapter else "none",
         "int8_threshold": str(options.model.int8_threshold),

@@ -60,11 +60,11 @@ class Options:
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     preamble: str = "full"
-    """What stands above them: full, short (for small windows), or a file of text; {tasks} is put in."""
+    """What stands above the seed tasks: full, short (for small windows), or a text file; {tasks} becomes --tasks."""
     temperature: float = 1.0
-    """0 would write the same list to the same prompt every time."""
+    """Of sampling: 1 as the model says, less keeps to the likely, 0 takes the likeliest token each time."""
     top_p: float = 1.0
-    """Draw from the fewest tokens whose probabilities reach p."""
+    """Sample from the most probable tokens that have this much of the mass; 1 from all."""
     max_new_tokens: int = 3072
     """Length of a completion at most; less where the model's window ends before."""
     room: int = 512
@@ -78,14 +78,16 @@ class Options:
 
     def __post_init__(self) -> None:
         refused = {
-            "--out must end in .json: it is one JSON list": self.out.suffix != ".json",
-            "--out is --seeds itself: name another file": self.out.resolve() == self.seeds.resolve(),
-            "--template has no place here: the prompt is a list of tasks (--preamble)": self.model.template is not None,
-            "--count, --max-new-tokens, --room and --give-up must be at least 1": (
-                min(self.count, self.max_new_tokens, self.room, self.give_up) < 1
+            f"--out {self.out} must end in .json: it is one JSON list": self.out.suffix != ".json",
+            f"--out {self.out} is --seeds itself: name another file": self.out.resolve() == self.seeds.resolve(),
+            f"--template {self.model.template} has no effect here: the prompt is a list of tasks, see --preamble": (
+                self.model.template is not None
             ),
-            "--show must not be negative": self.show < 0,
+            f"--show {self.show} must not be negative": self.show < 0,
         }
+        for name in ("count", "max_new_tokens", "room", "give_up"):
+            value = getattr(self, name)
+            refused[f"--{name.replace('_', '-')} {value} must be at least 1"] = value < 1
         for reason in (reason for reason, applies in refused.items() if applies):
             raise ValueError(reason)
         Sampling(self.temperature, top_p=self.top_p)

@@ -78,7 +78,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(name: str, rows: Sequence[Mapping[str, Any]], *, claim: str, notes: Sequence[str] = ()) -> Path:
+def record(
+    name: str, rows: Sequence[Mapping[str, Any]], *, claim: str, notes: Sequence[str] = (), table: Table | None = None
+) -> Path:
     """Print rows as a table and write them, with the machine and the command, to `results/`.
 
     Args:
@@ -86,12 +88,14 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], *, claim: str, notes: S
         rows: dictionaries with the same keys.
         claim: what the benchmark is to show, in a sentence.
         notes: what a reader must know to trust or doubt the figures.
+        table: printed instead of one with a column per key.
     """
-    table = Table(*rows[0], title=claim, title_justify="left")
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    if table is None:
+        table = Table(*rows[0], title=claim, title_justify="left")
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    (console if console.is_terminal else Console(width=200)).print(table)
     for note in notes:
         print(f"note: {note}")
     words = ["DIR" if os.path.isabs(word) else word for word in sys.argv[1:]]  # results name no place on this machine

@@ -1,4 +1,4 @@
-"""MedAlpaca's Table 2 in miniature: six models over several seeds, and the ablations that nobody published.
+"""MedAlpaca's Table 2 in miniature: six models over several seeds, and what each ingredient of the recipes does.
 
     python benchmarks/table2.py                  the six rows (make table2)
     python benchmarks/table2.py --ablations      what each ingredient does (make ablations)
@@ -8,8 +8,11 @@ instructions, every weight or LoRA; the base tuned on medical ones, every weight
 All sit the same three exams. A difference is paired: the same questions, the same seeds.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,9 +21,12 @@ import numpy as np
 import tyro
 from harness import record
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from study import Arm, Plan, Run, plan_of, run_study
 
 from evaluation import difference_interval, seeds_interval
+from evaluation.presets import STEPS
 from recipe import plain_errors
 
 BASE = "base"
@@ -63,7 +69,8 @@ ABLATIONS = {
         Arm("published-lr-2e-3", _LORA, _PUBLISHED),
     ),
 }
-"""Question -> arms, each one change away from a row of the table; the last has all of MedAlpaca's changes at once."""
+"""Question -> arms, each one change away from a row of the table (with the rank, alpha: their ratio stays 2); the last
+has those of MedAlpaca's that its title names, at once."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,11 @@ class Options:
     """Train and score the rows of Table 2, or its ablations, in the miniature world."""
 
     ablations: bool = False
-    """The ablations instead of the six rows; those they are compared with are run as well."""
+    """The ablations instead of the six rows, with the three rows that they are compared with."""
     seeds: tuple[int, ...] = (42, 43, 44)
     """Of data order, dropout and the adapters' first values."""
     only: tuple[str, ...] = ()
-    """Only these arms."""
+    """Only these arms, by name: medalpaca-lora lora-rank-1. A difference needs the arm it is compared with as well."""
     folder: Path = Path("runs/table2")
     """Where the runs lie; a stopped study goes on there."""
     workers: int = 2
@@ -86,9 +93,17 @@ class Options:
             raise ValueError(f"--seeds {' '.join(map(str, self.seeds))}: give at least one, each once")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers} must be at least 1")
-        known = [arm.name for arm in (*ROWS, *(arm for arms in ABLATIONS.values() for arm in arms))]
+        known = [arm.name for arms in self.groups.values() for arm in arms]
         if unknown := [name for name in self.only if name not in known]:
-            raise ValueError(f"--only {unknown[0]}: no such arm; there are {', '.join(known)}")
+            with_or_without = "with" if self.ablations else "without"
+            raise ValueError(f"--only {unknown[0]}: {with_or_without} --ablations there are {', '.join(known)}")
+
+    @property
+    def groups(self) -> dict[str, tuple[Arm, ...]]:
+        """Question -> arms."""
+        if not self.ablations:
+            return {"": ROWS}
+        return {"": tuple(arm for arm in ROWS if arm.name in (BASE, FULL, LORA))} | ABLATIONS
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,9 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: Options) -> None:
     """Train, examine, compare."""
-    groups = {"": ROWS}
-    if options.ablations:
-        groups = {"": tuple(arm for arm in ROWS if arm.name in (BASE, FULL, LORA))} | ABLATIONS
+    groups = options.groups
     if options.only:
         groups = {title: tuple(arm for arm in arms if arm.name in options.only) for title, arms in groups.items()}
     arms = [arm for members in groups.values() for arm in members]
@@ -119,25 +132,29 @@ def run(options: Options) -> None:
         f"time of the training steps and resident memory with {options.workers} runs at once on one machine, "
         "PyTorch's own memory included; state: what weights, gradients, moments and activations are predicted to take",
     ]
-    record("table2-ablations" if options.ablations else "table2", rows, claim=claim, notes=notes)
-    Console().print(f"every run with its report: {options.folder}", markup=False)
+    table = terminal(rows, claim)
+    if options.only:  # a part is not what results/ keeps
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    else:
+        record("table2-ablations" if options.ablations else "table2", rows, claim=claim, notes=notes, table=table)
+    print(f"every run with its report: {options.folder}")
 
 
 def row_of(arm: Arm, plan: Plan, runs: Sequence[Run], others: Sequence[Run] | None, other: str) -> Mapping[str, Any]:
     """One line of the table."""
     verdicts = right(runs)
-    mean, low, high = seeds_interval(verdicts)
-    row: dict[str, Any] = {"model": arm.name, "accuracy": points(mean), "95 %": f"{100 * low:.1f}–{100 * high:.1f}"}
-    row["by seed"] = " ".join(f"{100 * share:.1f}" for share in verdicts.mean(1))
-    for step in ("step1", "step2", "step3"):
-        row[step] = points(share_of(runs, lambda result, step=step: result.step == step))
+    row: dict[str, Any] = {"model": arm.name, **share("right", verdicts)}
+    row["by seed"] = " ".join(f"{100 * accuracy:.1f}" for accuracy in verdicts.mean(1))
+    questions = runs[0].results
+    for step in STEPS:
+        row |= share(step, verdicts[:, [result.step == step for result in questions]])
     for name, seen in (("taught", True), ("untaught", False)):
-        row[name] = points(share_of(runs, lambda result, seen=seen: result.seen is seen))
-    row["compared with"], row["difference"], row["of difference"] = "", None, ""
+        row |= share(name, verdicts[:, [result.seen is seen for result in questions]])
+    row["compared with"], row["difference"], row["difference, 95 %"] = "", None, ""
     if others and others is not runs:
         change, low, high = difference_interval(verdicts, right(others))
         row["compared with"], row["difference"] = other, points(change)
-        row["of difference"] = f"{100 * low:+.1f} to {100 * high:+.1f}"
+        row["difference, 95 %"] = f"{100 * low:+.1f} to {100 * high:+.1f}"
     row |= {"trainable": plan.trainable, "state MB": round(plan.memory_mb, 1)}
     row["memory GB"] = mean_of([run.memory_gb for run in runs], 2)
     row["seconds"] = mean_of([run.seconds for run in runs], 0)
@@ -145,14 +162,50 @@ def row_of(arm: Arm, plan: Plan, runs: Sequence[Run], others: Sequence[Run] | No
     return row
 
 
+SHARES = ("right", *STEPS, "taught", "untaught")
+HEADINGS = ("model", *SHARES, "by seed", "difference", "to")
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One line as people read it: percent, and 95 % intervals in brackets."""
+    shares = [f"{row[name]:.1f} [{row[f'{name}, 95 %']}]" for name in SHARES]
+    difference = ["", ""]
+    if row["difference"] is not None:
+        difference = [f"{row['difference']:+.1f} [{row['difference, 95 %']}]", row["compared with"]]
+    return [row["model"], *shares, row["by seed"], *difference]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as docs/table2.md has it, the arms of a question under its heading."""
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    for question, members in groupby(rows, key=itemgetter("question")):
+        lines += [f"| **{question}** {'|' * len(HEADINGS)}"] if question else []
+        lines += [f"| {' | '.join(cells(row))} |" for row in members]
+    return "\n".join(lines)
+
+
+def terminal(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """The same for the terminal, with what a run took."""
+    table = Table(*HEADINGS, "trained", "state MB", "memory GB", "seconds", title=title, title_justify="left")
+    for question, members in groupby(rows, key=itemgetter("question")):
+        if question:
+            table.add_section()
+            table.add_row(f"[bold]{escape(question)}[/]")
+        for row in members:
+            took = (row["trainable"], row["state MB"], row["memory GB"], row["seconds"])
+            table.add_row(*cells(row), *(f"{value:,}" if value else "" for value in took))
+    return table
+
+
 def right(runs: Sequence[Run]) -> np.ndarray:
     """(S, Q) bool: which questions each seed's model answered rightly, in the exam's order."""
     return np.array([[result.correct for result in run.results] for run in runs])
 
 
-def share_of(runs: Sequence[Run], wanted: Any) -> float:
-    """Mean accuracy over the questions wanted."""
-    return fmean(result.correct for run in runs for result in run.results if wanted(result))
+def share(name: str, verdicts: np.ndarray) -> dict[str, Any]:
+    """Accuracy in percent and its 95 % interval, under two keys."""
+    mean, low, high = seeds_interval(verdicts)
+    return {name: points(mean), f"{name}, 95 %": f"{100 * low:.0f}–{100 * high:.0f}"}
 
 
 def mean_of(values: Sequence[float | None], digits: int) -> float | None:

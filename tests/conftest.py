@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Tests measure no time, so neither does hypothesis: a busy machine must not fail one.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 # Triton decides at its import whether kernels are compiled or interpreted; without a GPU there is only the latter.
 if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.exams import Question
 from evaluation import Result
-from pages import versions
+from files import versions
 from recipe import RunConfig, write_config
 from recipe.config import DataSection, ModelSection, TrainSection
 from training.facts import Answer, AnswersLog, RunFacts, histogram_of, write_facts

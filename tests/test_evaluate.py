@@ -176,7 +176,7 @@ def test_shows_examples_and_limits_each_step(base: Path, exam: Path, capsys) -> 
     assert text.count("✓") == 3
     assert "step1/1: " in text
     assert "step2/1: " in text
-    assert "4 questions in" in text
+    assert "4 of 4 questions asked in" in text
 
 
 def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded(
@@ -211,6 +211,7 @@ def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded
             ["--preset=medalpaca-7b-lora"],
             "--preset medalpaca-7b-lora is a base with a LoRA adapter: name it with --adapter",
         ),
+        (["--preset", "alpaca-7b", "--preset", "nobody"], "nobody"),  # the last one counts
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(
@@ -239,7 +240,7 @@ def test_a_disk_that_is_full_at_the_end_loses_no_answer(
         raise OSError(28, "No space left on device")
 
     out, asked = tmp_path / "report.json", ("--base", base, "--exam", exam, "--out", tmp_path / "report.json")
-    monkeypatch.setattr("evaluation.saved.write_whole", full)
+    monkeypatch.setattr("evaluation.report.write_whole", full)
     assert "the report was not written: No space left on device" in refused(capsys, *asked)
     monkeypatch.undo()
     monkeypatch.setattr("evaluation.scoring.LikelihoodPaper.answer", None)  # nobody is asked again
@@ -346,7 +347,7 @@ def test_shots_may_come_from_another_exam(base: Path, exam: Path, tmp_path: Path
     (tmp_path / "step1.json").write_text(json.dumps([row, row | {"no": 2, "question": "Which organ breathes?"}]))
     (tmp_path / "step1_solutions.json").write_text(json.dumps({"1": "A", "2": "B"}))
     run("--base", base, "--exam", exam, "--limit", 1, "--shots", 2, "--shots-from", tmp_path)
-    assert "2 questions in" in capsys.readouterr().out
+    assert "2 of 2 questions asked in" in capsys.readouterr().out
     assert "only 2 other questions" in refused(capsys, "--exam", exam, "--shots", 3, "--shots-from", tmp_path)
 
 
@@ -387,6 +388,25 @@ def test_a_preset_sets_defaults_and_flags_win(base: Path, exam: Path, adapter: P
     settings = json.loads(out.read_text())["settings"]
     assert (settings["protocol"], settings["template"], settings["int8"]) == ("medalpaca", "alpaca", False)
     assert settings["tries"] == 1
+
+
+def test_a_preset_is_about_its_own_exam(capsys) -> None:
+    assert "name it with --exam" in refused(capsys, "--preset", "llama-7b")
+
+
+def test_published_figures_stand_beside_those_of_their_protocol_only(base: Path, exam: Path, capsys) -> None:
+    run("--preset", "llama-7b", "--protocol", "likelihood", "--base", base, "--exam", exam, "--limit", 1)
+    assert "published" not in capsys.readouterr().out
+
+
+def test_a_page_that_fails_costs_no_exam(base: Path, exam: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evaluation.write_page", full)
+    run("--base", base, "--exam", exam, "--limit", 1, "--out", tmp_path / "exam.json")
+    assert "note: no exam.html: OSError" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["exam.json"]
 
 
 def test_the_presets_are_listed(capsys) -> None:

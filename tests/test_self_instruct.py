@@ -203,10 +203,10 @@ def test_a_bad_seed_file_ends_with_one_line(writer, seeds):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--out", "tasks.jsonl"], "--out must end in .json"),
-        (["--seeds", "x.json", "--out", "x.json"], "--out is --seeds itself"),
-        (["--template", "alpaca"], "--template has no place here"),
-        (["--count", "0"], "must be at least 1"),
+        (["--out", "tasks.jsonl"], "--out tasks.jsonl must end in .json"),
+        (["--seeds", "x.json", "--out", "x.json"], "--out x.json is --seeds itself"),
+        (["--template", "alpaca"], "--template alpaca has no effect here"),
+        (["--count", "0"], "--count 0 must be at least 1"),
         (["--shots", "0"], "shots = 0 must be at least 1"),
         (["--tasks", "3"], "tasks = 3 must be more than the 3"),
         (["--threshold", "2"], "threshold = 2.0 must be between 0 and 1"),

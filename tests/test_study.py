@@ -48,7 +48,7 @@ def test_a_run_is_what_the_programs_left(finished):
 def test_what_is_done_is_not_done_again_and_another_run_is(study, finished, monkeypatch):
     folder, arms, runs = finished
     called = []
-    monkeypatch.setattr(study, "_call", lambda command, *_: called.append(command))
+    monkeypatch.setattr(study._Work, "_call", lambda self, command, *_: called.append(command))
     again = study.run_study(arms, [1], folder, exam=EXAM)
     assert again == runs and not called
     copy = folder.parent / "copy"
@@ -58,13 +58,35 @@ def test_what_is_done_is_not_done_again_and_another_run_is(study, finished, monk
     assert [Path(command[1]).name for command in called] == ["evaluate.py"]
 
 
-def test_a_run_that_fails_shows_the_end_of_its_log_and_goes_on_later(study, finished, tmp_path):
-    arm = study.Arm("broken", "miniature-lora", ("--train.output", str(tmp_path), "--lora.targets", "nothing"))
-    place = tmp_path / "broken" / "seed-1"
-    place.mkdir(parents=True)
-    with pytest.raises(RuntimeError, match=r"(?s)exit status 1.*nothing"):
-        study._call(arm.training(place, 1), place / "log.txt", dict(study.os.environ), lambda: None)
-    assert not (place / "run.json").exists()
+def test_what_changed_beneath_a_run_begins_it_anew(study, finished, tmp_path, monkeypatch):
+    folder, arms, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setattr(study, "_bundled_files", lambda: "another base")
+    called = []
+    monkeypatch.setattr(study._Work, "_call", lambda self, command, *_: called.append(Path(command[1]).name))
+    with pytest.raises(ValueError, match=r"exam\.json"):
+        study.run_study(arms, [1], tmp_path / "copy", exam=EXAM, workers=1)
+    assert called and not (tmp_path / "copy" / "base" / "as-it-is" / "exam.json").exists()
+
+
+def test_a_run_that_fails_shows_the_end_of_its_log(study, tmp_path):
+    arm = study.Arm("broken", "miniature-lora", (*FAST, "--lora.targets", "q_proj", "--data.files", "missing.json"))
+    work = study._Work(tmp_path, EXAM, dict(study.os.environ), study.Progress(disable=True))
+    study.plan_of.cache_clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study, "plan_of", lambda arm: study.Plan(1, 1, 1.0))
+        with pytest.raises(RuntimeError, match=r"(?s)exit status 1.*missing\.json"):
+            work.done(arm, 1)
+    assert not (tmp_path / "broken" / "seed-1" / "done").exists()
+    work.stop.set()  # nothing new is begun
+    with pytest.raises(RuntimeError, match="stopped"):
+        work._call([sys.executable, "-c", "print(1)"], tmp_path / "log.txt", lambda: None)
+
+
+def test_a_stop_ends_what_runs(study, tmp_path):
+    work = study._Work(tmp_path, (), dict(study.os.environ), study.Progress(disable=True))
+    with pytest.raises(RuntimeError, match="exit status -15"):
+        work._call([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log.txt", work.stop.set)
 
 
 def test_commands_name_no_place_of_this_machine(finished):
@@ -113,5 +135,11 @@ def test_a_row_has_the_accuracy_of_its_questions(table2, finished):
     row = table2.row_of(arms[1], plan, runs["lora"], runs["base"], "base")
     right = [result.correct for result in runs["lora"][0].results]
     before = [result.correct for result in runs["base"][0].results]
-    assert row["accuracy"] == pytest.approx(100 * sum(right) / 6, abs=0.05)
+    assert row["right"] == pytest.approx(100 * sum(right) / 6, abs=0.05)
     assert row["difference"] == pytest.approx(100 * (sum(right) - sum(before)) / 6, abs=0.051)
+
+
+@pytest.mark.parametrize("name", ["table2", "table2-ablations"])
+def test_the_chapter_quotes_what_was_measured(table2, name):
+    rows = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text("utf-8"))["rows"]
+    assert table2.markdown(rows) in (BENCHMARKS.parent / "docs" / "table2.md").read_text("utf-8")

@@ -1,50 +1,54 @@
-"""Exams for language models: multiple choice, three ways to sit one, with honest statistics.
+"""Exams for language models: multiple choice, three ways to sit one, and what the accuracies prove.
 
-sitting.py      the settings: protocol, and all its numbers    paper.py        longest first, a bar, resumable
-prompts.py      how a question is put                          shots.py        answered questions before it
-likelihood.py   log-likelihood of each option                  scoring.py      the protocol likelihood: scores of it
-generation.py   the generating protocols                       medalpaca.py    MedAlpaca's way to read an answer
-answers.py      a sound way to read one                        result.py       what a model made of a question
-statistics.py   Wilson's interval, McNemar's exact test        bootstrap.py    intervals that have no formula
-bias.py         letters, and the order of the options          orders.py       an exam in every order of them
-report.py       tables for the terminal, bias_tables.py too    notes.py        what a reader should know
-saved.py        JSON for comparisons                           journal.py      what an interrupted run has done
-page.py         a web page                                     presets.py      the rows of MedAlpaca's Table 2
+settings      sitting.py      the protocol and all its numbers; start here
+              presets.py      the rows of MedAlpaca's Table 2
+asking        prompts.py      a question -> the prompt, and each option's continuation
+              shots.py        answered questions before it
+              likelihood.py   log p(option | prompt)                 scoring.py      the protocol likelihood
+              generation.py   the protocols medalpaca and generate
+              medalpaca.py    text -> letter, as published           answers.py      text -> letter, soundly
+sitting       paper.py        one exam, longest questions first      orders.py       the same in every order of options
+              journal.py      what an interrupted one has done       result.py       what came of one question
+figures       statistics.py   Wilson's interval, McNemar's test      bootstrap.py    several seeds, differences
+              letters.py      a taste for a letter                   bias.py         what the options' order changes
+              comparison.py   accuracies by group, two runs paired
+telling       notes.py        what a reader should know              report.py       the JSON report
+              tables.py       all that is printed as a table
+              page.py         the web page                           page_letters.py, page_examples.py  parts of it
 """
 
 from evaluation.answers import parse_answer
-from evaluation.bias import LetterHistogram, RotationBias, confusion, letter_histogram, rotated
-from evaluation.bias_tables import confusion_table, letters_table, rotation_table
+from evaluation.bias import RotationBias, rotated
 from evaluation.bootstrap import (
     bootstrap_interval,
     difference_interval,
     paired_bootstrap_interval,
     seeds_interval,
 )
+from evaluation.comparison import Comparison, accuracies, check_same_questions, compare
 from evaluation.journal import Journal, journal_path, open_journal
+from evaluation.letters import LetterHistogram, confusion, letter_histogram
 from evaluation.likelihood import Choices, encode_choices, log_likelihoods, log_likelihoods_reference
 from evaluation.notes import counts, notes
-from evaluation.orders import Sat, sit_in_orders
+from evaluation.orders import Outcome, sit_in_orders
 from evaluation.page import write_page
 from evaluation.paper import Paper, first_of_each_step, sit
-from evaluation.presets import PRESETS, Preset, find_preset, presets_table
+from evaluation.presets import PRESETS, Preset, find_preset
 from evaluation.prompts import Method, Wording, pose
-from evaluation.report import (
-    Comparison,
-    accuracies,
-    accuracy_table,
-    check_same_questions,
-    compare,
-    comparison_table,
-    evenly,
-    worked_example,
-)
+from evaluation.report import Report, read_report, write_report
 from evaluation.result import Result
-from evaluation.saved import Report, read_report, write_report
 from evaluation.scoring import score_questions
 from evaluation.shots import draw_shots
 from evaluation.sitting import Protocol, Sitting
 from evaluation.statistics import Accuracy, chance_level, half_width_note, mcnemar_exact, wilson_interval
+from evaluation.tables import (
+    accuracy_table,
+    comparison_table,
+    evenly,
+    presets_table,
+    rotation_table,
+    worked_example,
+)
 
 __all__ = [
     "PRESETS",
@@ -54,13 +58,13 @@ __all__ = [
     "Journal",
     "LetterHistogram",
     "Method",
+    "Outcome",
     "Paper",
     "Preset",
     "Protocol",
     "Report",
     "Result",
     "RotationBias",
-    "Sat",
     "Sitting",
     "Wording",
     "accuracies",
@@ -71,7 +75,6 @@ __all__ = [
     "compare",
     "comparison_table",
     "confusion",
-    "confusion_table",
     "counts",
     "difference_interval",
     "draw_shots",
@@ -82,7 +85,6 @@ __all__ = [
     "half_width_note",
     "journal_path",
     "letter_histogram",
-    "letters_table",
     "log_likelihoods",
     "log_likelihoods_reference",
     "mcnemar_exact",

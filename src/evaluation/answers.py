@@ -55,6 +55,12 @@ _LINE = re.compile(
     r"(?P<mark>\s*[:.]|\s+[-–—](?=\s)|\s*,|)(?P<rest>.*)$",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"[\W_]*(?:(?:this|that|it|which)\s+)?(?:(?:is|was|are|can|could|would|does)\s*)?"
+    r"(?:n[’']t|not|cannot|no|incorrect|wrong|false)\b",
+    re.IGNORECASE,
+)
+"""Behind a letter: the text refuses it."""
 _SECOND = re.compile(rf"^{_CLOSE}\s*(?:,|/|&|\band\b|\bor\b|,\s*or\b)\s*(?:{_WORD}\s+)?{_OPEN}(?P<letter>[A-Z]){_END}")
 _STOP = re.compile(r"(?<!\b[A-Z])[.!?;](?=\s|$)")  # not behind an initial: "E. coli"
 _WORDS = re.compile(r"[^\W_]+")
@@ -126,6 +132,8 @@ def _line_starts(said: str, options: Mapping[str, str]) -> Iterator[str]:
             taken |= letter != "I"
         else:
             taken |= mark != ""
+        if _DENIED.match(rest) and _words(rest)[:1] != _words(options[letter])[:1]:
+            continue
         if taken:
             yield letter if _agrees(letter, mark.replace(":", "") + rest, options) else CONTRADICTION
 

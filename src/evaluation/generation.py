@@ -10,8 +10,7 @@ can be taken.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -129,7 +128,7 @@ class GeneratedPaper:
             for i in rows
         ]
 
-    def _spoken(self, rows: Sequence[int], attempt: int) -> Any:
+    def _spoken(self, rows: Sequence[int], attempt: int) -> Iterator[tuple[int, list[int]]]:
         """(number of a question, token ids of its answer), as they are complete."""
         if not rows:
             return

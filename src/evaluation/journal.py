@@ -2,7 +2,8 @@
 
 JSON lines. The first holds a fingerprint, everything that shapes a result, by name; each further one the results of the
 questions that were answered together, forced to the disk before the next are asked. So a sitting that goes on computes
-the rest in the same company, and its report is the one that an undisturbed run would have written, bit for bit.
+the rest in the same company, and its results are those of an undisturbed run: to the bit, with the same batches on
+the same machine.
 
     {"journal": {"format": "1", "protocol": "medalpaca", "seed": "42", ...}}
     {"results": [{"id": "step1/1", ...}, ...]}
@@ -23,10 +24,11 @@ from data import fields
 from data.exams import Question
 from data.fields import Place, text_field
 from data.reading import rows_of_lines
+from evaluation.report import read_result
 from evaluation.result import Result
-from evaluation.saved import read_result
-from files import DamagedFileError, FileError, shown, sync, write_whole
+from files import DamagedFileError, FileError, shown, sync
 from files.locks import locked
+from files.writing import make_folder, naming
 
 VERSION = "1"
 REMEDY = "delete it to begin anew"
@@ -77,13 +79,10 @@ class Journal:
             OSError: the system refuses (a full disk, say); what was recorded before is kept.
         """
         line = json.dumps({"results": [asdict(result) for result in results]}, ensure_ascii=False) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with naming(self.path), self.path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def remove(self) -> None:
         """The report is written: the journal has served."""
@@ -111,26 +110,33 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
         ValueError: another process is writing it.
         OSError: the system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     fingerprint = {"format": VERSION} | dict(fingerprint)
     journal = Journal(path)
-    then: Mapping[str, str] | None = None
-    if path.exists():
-        with _held(path):
-            _cut_unfinished_line(path)
-            then = _read(journal, fingerprint)
-    if then != fingerprint:
-        header = {"journal": fingerprint}
-        write_whole(path, (json.dumps(header, ensure_ascii=False) + "\n").encode())
-    if then is not None:
-        names = sorted(then.keys() | fingerprint.keys())
-        journal.differences = [
-            f"{name}: {_shown(then, name)} then, {_shown(fingerprint, name)} now"
-            for name in names
-            if then.get(name) != fingerprint.get(name)
-        ]
+    with naming(path):
+        path.touch()  # what is not there cannot be locked
     with _held(path):
+        _cut_unfinished_line(path)
+        then = _read(journal, fingerprint)
+        if then != fingerprint:
+            _begin(path, {"journal": fingerprint})
+        if then is not None:
+            names = sorted(then.keys() | fingerprint.keys())
+            journal.differences = [
+                f"{name}: {_shown(then, name)} then, {_shown(fingerprint, name)} now"
+                for name in names
+                if then.get(name) != fingerprint.get(name)
+            ]
         yield journal
+
+
+def _begin(path: Path, header: Mapping[str, Any]) -> None:
+    """Empty the file and write its first line, in place: a new file would not be the one that is locked."""
+    with naming(path), path.open("r+b") as file:
+        file.truncate(0)
+        file.write((json.dumps(header, ensure_ascii=False) + "\n").encode())
+    sync(path)
+    sync(path.parent)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ The pattern accepts what gives no answer ("A 35-year-old man", "I think", "E. co
 
 Two details of the programs of that time. Control ids were decoded as text, so that an answer ends with "</s>", whose
 "s" outlives step 4: "A: " and nothing else is accepted. And the settings of step 2 went to the library without the id
-of end-of-text, so that it never stopped there but wrote 128 tokens: `--no-stop`. (The second from the library's code as
-we remember it, unverified.) The texts were drawn without a seed; ours are seeded.
+of end-of-text; if that kept it from stopping there, which was not verified, it wrote 128 tokens each time: `--no-stop`.
+The texts were drawn without a seed; ours are seeded.
 """
 
 import re

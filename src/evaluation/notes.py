@@ -10,7 +10,7 @@ from typing import Any
 
 from data.exams import Question
 from evaluation.answers import parse_answer
-from evaluation.bias import letter_histogram_line
+from evaluation.letters import letter_histogram_line
 from evaluation.result import Result
 from evaluation.statistics import half_width_note
 
@@ -77,7 +77,7 @@ def _generated(numbers: dict[str, Any], results: Sequence[Result], questions: Se
     if numbers["accidents"]:
         said.append(
             f"{numbers['accidents']} answers were accepted by accident, {numbers['accidents_right']} of them right: "
-            "the text gives no answer, or another (A 35-year-old man ...)"
+            "a sound parser finds none in the text (A 35-year-old man ...), or another one, or several"
         )
     if numbers["no_option"]:
         said.append(f"{numbers['no_option']} answers are letters that were no option")

@@ -18,18 +18,20 @@ Prepare = Callable[[Sequence[Question], Sequence[list[Question]]], Paper]
 
 
 @dataclass
-class Sat:
+class Outcome:
     """What came of it.
 
     Attributes:
         results: of the exam as it is printed.
         notes: what a reader of them should know.
         bias: what the order changed; None if there was one order only.
+        asked: how many questions were asked now, over all orders; the others' results an earlier run had left.
     """
 
     results: list[Result]
     notes: list[str]
     bias: RotationBias | None
+    asked: int
     _journals: list[Journal] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -49,7 +51,7 @@ def sit_in_orders(
     shaped_by: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
-) -> Iterator[Sat]:
+) -> Iterator[Outcome]:
     """Ask everything; the journals are held until the block ends, and stay unless it calls `finish`.
 
     Args:
@@ -65,27 +67,34 @@ def sit_in_orders(
     orders: list[list[Result]] = []
     said: list[str] = []
     journals: list[Journal] = []
+    asked = 0
     with ExitStack() as held:
-        for k in range(n_orders):
-            rows = [row for row in zip(questions, shots, strict=True) if len(row[0].options) > k]
-            turned, shown = [rotated(question, k) if k else question for question, _ in rows], [row[1] for row in rows]
-            paper = prepare(turned, shown)
-            kept, record = None, None
-            if report is not None:
+        turns = [_turned(questions, shots, k) for k in range(n_orders)]
+        if report is not None:  # all of them first: one that is damaged or in use should not show after hours
+            for k, (turned, shown) in enumerate(turns):
                 fingerprint = dict(shaped_by or {}) | {"questions": digest(turned), "shown": digest(shown)}
-                journal = held.enter_context(open_journal(journal_path(report, k), fingerprint))
-                journal.check(turned)
-                for line in journal.story(len(turned)):
+                journals.append(held.enter_context(open_journal(journal_path(report, k), fingerprint)))
+                for line in journals[k].story(len(turned)):
                     say(line)
-                journals.append(journal)
-                kept, record = journal.kept, journal.record
-            results = sit(paper, kept=kept, record=record, progress=progress)
+        for k, (turned, shown) in enumerate(turns):
+            paper = prepare(turned, shown)
+            kept = journals[k].kept if journals else {}
+            asked += len(turned) - len(kept)
+            results = sit(paper, kept=kept, record=journals[k].record if journals else None, progress=progress)
             if k == 0:
                 said = [*notes(results, turned), *paper.notes]
             # A question with fewer options is not asked in the later orders, and nobody looks at its result there.
-            asked = {result.id: result for result in (*(orders[0] if orders else ()), *results)}
-            orders.append([asked[question.id] for question in questions])
-        yield Sat(orders[0], said, RotationBias.of(orders) if every_order else None, journals)
+            known = {result.id: result for result in (*(orders[0] if orders else ()), *results)}
+            orders.append([known[question.id] for question in questions])
+        yield Outcome(orders[0], said, RotationBias.of(orders) if every_order else None, asked, journals)
+
+
+def _turned(
+    questions: Sequence[Question], shots: Sequence[list[Question]], k: int
+) -> tuple[list[Question], list[list[Question]]]:
+    """The questions that have more than k options, these moved on by k places, and the shots before each."""
+    rows = [row for row in zip(questions, shots, strict=True) if len(row[0].options) > k]
+    return [rotated(question, k) if k else question for question, _ in rows], [shown for _, shown in rows]
 
 
 def digest(questions: Sequence[object]) -> str:

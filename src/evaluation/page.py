@@ -1,4 +1,4 @@
-"""A scored exam as a web page, report.html: accuracies, what changed, which letters, how sure, some questions.
+"""A scored exam as a web page, beside its JSON report: accuracies, changes, letters, how sure, some questions.
 
 What stands in the JSON report is said here to people: the same intervals, the same test, the same notes. A page is made
 of what it is given and of nothing else: the same results make the same bytes.
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data.exams import Question
-from evaluation.bias import RotationBias, shown_p
+from evaluation.bias import RotationBias
+from evaluation.comparison import ALL, Comparison, accuracies
 from evaluation.page_examples import worked_examples
-from evaluation.page_letters import letter_bars, letter_matrix, rotation_parts
-from evaluation.report import ALL, Comparison, accuracies
+from evaluation.page_letters import accuracy_bar, letter_bars, letter_matrix, rotation_parts
 from evaluation.result import Result
-from evaluation.statistics import Accuracy, wilson_interval
-from files import write_whole
+from evaluation.statistics import Accuracy, shown_p, wilson_interval
+from files import versions, write_whole
 from files.writing import make_folder
 from pages import (
     Bar,
@@ -31,7 +31,6 @@ from pages import (
     clean,
     number,
     percent,
-    versions,
 )
 
 MOST_GROUPS = 24
@@ -138,8 +137,8 @@ def accuracy_parts(groups: Mapping[str, Accuracy], comparison: Mapping[str, Comp
     rows = []
     for name in names:
         if comparison and name in comparison:
-            rows.append(_bar(f"{name}, before", comparison[name].before, "faint"))
-        rows.append(_bar(name, groups[name], "", strong=name == ALL, goes_on=bool(comparison)))
+            rows.append(accuracy_bar(f"{name}, before", comparison[name].before, "faint"))
+        rows.append(accuracy_bar(name, groups[name], strong=name == ALL, goes_on=bool(comparison)))
     left_out = len(groups) - len(names)
     legend = [("", "this model"), ("interval", "95 % Wilson interval"), ("chance", "a blind guess")]
     drawn = Bars(
@@ -167,7 +166,7 @@ def accuracy_parts(groups: Mapping[str, Accuracy], comparison: Mapping[str, Comp
 
 
 def sureness(results: Sequence[Result]) -> Bars | None:
-    """Right answers by the probability that the model gave its own; None where there are no probabilities."""
+    """Right answers by the share of the option chosen, see `Result.probabilities`; None where there are no scores."""
     sure = [(max(row.probabilities.values()), row.correct) for row in results if row.probabilities]
     rows = []
     for low, high in pairwise(SURENESS):
@@ -184,11 +183,12 @@ def sureness(results: Sequence[Result]) -> Bars | None:
     return Bars(
         "Is it right when it is sure?",
         rows,
-        headings=("its probability", "n", "right", "expected"),
+        headings=("its share", "n", "right", "mean share"),
         unit="%",
-        legend=[("", "right answers"), ("interval", "95 % Wilson interval"), ("chance", "expected")],
-        caption="Questions by the probability, among the options, of the one that was chosen. A model that knows how "
-        "much it knows is right as often as its probability says: the bar ends at the line.",
+        legend=[("", "right answers"), ("interval", "95 % Wilson interval"), ("chance", "mean share")],
+        caption="Questions by the share, among the options, of the one that was chosen, a softmax of scores. With "
+        "the methods text and letter it is the model's own probability, and a model that knows how much it knows is "
+        "right as often as that says: the bar ends at the line.",
     )
 
 
@@ -205,11 +205,6 @@ def span(accuracy: Accuracy) -> str:
 def points(change: Comparison) -> str:
     """How many per cent of the questions it answers more."""
     return f"{100 * (change.after.value - change.before.value):+.1f}".replace("-", "−")
-
-
-def _bar(name: str, group: Accuracy, kind: Any, *, strong: bool = False, goes_on: bool = False) -> Bar:
-    cells = (number(group.n), percent(group.value), f"{100 * group.low:.0f}–{100 * group.high:.0f}")
-    return Bar(name, group.value, cells, group.low, group.high, group.chance, kind, strong, goes_on)
 
 
 def _short(exam: object) -> str:

@@ -1,9 +1,12 @@
-"""Of an exam's page what `bias.py` finds: which letters are said for which, a taste for one, their order."""
+"""Of an exam's page what `letters.py` and `bias.py` find: which letters are said, a taste for one, their order."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-from evaluation.bias import NO_OPTION, NONE, RotationBias, confusion, letter_histogram, shown_p
+from evaluation.bias import RotationBias
+from evaluation.letters import NO_OPTION, NONE, confusion, letter_histogram
 from evaluation.result import Result
+from evaluation.statistics import Accuracy, shown_p
 from pages import Bar, Bars, Heat, number, percent
 
 MOST_LETTERS = 12
@@ -63,17 +66,7 @@ def letter_bars(results: Sequence[Result]) -> Bars:
 
 def rotation_parts(bias: RotationBias) -> list[Bars]:
     """The same questions with their options in other orders: accuracy in each, and letters against fair shares."""
-    orders = [
-        Bar(
-            f"moved on by {k}" if k else "as printed",
-            found.value,
-            (number(found.n), percent(found.value), f"{100 * found.low:.0f}–{100 * found.high:.0f}"),
-            found.low,
-            found.high,
-            found.chance,
-        )
-        for k, found in enumerate(bias.accuracies)
-    ]
+    orders = [accuracy_bar(f"moved on by {k}" if k else "as printed", found) for k, found in enumerate(bias.accuracies)]
     stable = (
         f"{bias.stable:,} of {bias.n:,} questions got the same text in every order ({percent(bias.stable / bias.n)})"
     )
@@ -100,3 +93,11 @@ def rotation_parts(bias: RotationBias) -> list[Bars]:
             legend=[("", "said by the model"), ("chance", "by a model that reads the options")],
         ),
     ]
+
+
+def accuracy_bar(
+    name: str, found: Accuracy, kind: Literal["", "faint"] = "", *, strong: bool = False, goes_on: bool = False
+) -> Bar:
+    """An accuracy with its interval and chance, as a row of `Bars`."""
+    cells = (number(found.n), percent(found.value), f"{100 * found.low:.0f}–{100 * found.high:.0f}")
+    return Bar(name, found.value, cells, found.low, found.high, found.chance, kind, strong, goes_on)

@@ -88,7 +88,7 @@ def sit(
 
 
 def first_of_each_step(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """The first `limit` questions of each step, in the exam's order."""
+    """The first `limit` questions of each step, step by step, each in the exam's order."""
     if limit is None:
         return list(questions)
     steps: dict[str, list[Question]] = {}

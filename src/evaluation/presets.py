@@ -17,12 +17,8 @@ In 8 bits are the rows that say so, and Alpaca-LoRA, which MedAlpaca's list of m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
-
-from rich import box
-from rich.table import Table
 
 from data import PromptTemplate
 
@@ -56,7 +52,6 @@ class Preset:
         needs_adapter: whether a LoRA adapter is part of it (--adapter); else --base is the model itself.
         config: the training recipe that makes it, in `configs/`; "" for a model that is not tuned here.
         weights: what was published, on huggingface.co unless an address is given.
-        protocol, instruction: how the exam is sat; no instruction takes the protocol's own.
     """
 
     name: str
@@ -68,16 +63,6 @@ class Preset:
     needs_adapter: bool = False
     config: str = ""
     weights: str = ""
-    protocol: Literal["likelihood", "medalpaca", "generate"] = field(default="medalpaca", kw_only=True)
-    instruction: str | None = field(default=None, kw_only=True)
-
-    @property
-    def description(self) -> str:
-        """The row in a sentence."""
-        what = "an adapter on " if self.needs_adapter else ""
-        bits = "in 8 bits" if self.int8 else "in 16 bits"
-        made = f"trained by {self.config}" if self.config else "as published"
-        return f"{self.title}: {what}{self.base} {bits}, asked with the template {self.template}; {made}"
 
 
 def _row(*accuracies: float) -> dict[str, float]:
@@ -196,18 +181,3 @@ def find_preset(name: str) -> Preset:
         hint = f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(PRESETS)};"
         raise ValueError(f"unknown preset {name!r}{hint} --preset list shows all")
     return PRESETS[name]
-
-
-def presets_table() -> Table:
-    """All rows, for a terminal of 80 columns."""
-    caption = "published: % right in step 1, 2, 3; * needs --adapter"
-    table = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption_justify = "left"
-    for heading in ("preset", "template", "base"):
-        table.add_column(heading)
-    table.add_column("published", justify="right")
-    for preset in PRESETS.values():
-        name = preset.name + ("*" if preset.needs_adapter else "")
-        base = preset.base + (", int8" if preset.int8 else "")
-        table.add_row(name, preset.template, base, " ".join(f"{100 * preset.published[step]:.1f}" for step in STEPS))
-    return table

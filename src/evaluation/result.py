@@ -6,9 +6,11 @@ counts as wrong.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.exams import Question
+from evaluation.statistics import Accuracy
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,18 @@ class Result:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The scores as shares that sum to 1: softmax over the options. Empty without scores."""
+        """The scores as shares that sum to 1: softmax over the options. Empty without scores.
+
+        Only the sums (`text`, `letter`) are log-probabilities, whose shares are p(o | prompt, one of the options); of a
+        mean or a difference they are a way to show the scores, and say nothing of how sure the model is.
+        """
         if not self.scores:
             return {}
         best = max(self.scores.values())
         weights = {letter: math.exp(score - best) for letter, score in self.scores.items()}
         return {letter: weight / sum(weights.values()) for letter, weight in weights.items()}
+
+
+def accuracy_of(results: Sequence[Result]) -> Accuracy:
+    """Right answers among the results, with the interval and what guessing would give."""
+    return Accuracy.of([result.correct for result in results], [len(result.letters) for result in results])

@@ -37,7 +37,8 @@ def draw_shots(
         return [random.Random(f"shots {seed}").sample(rest, count)] * len(questions)
     drawn = []
     for question in questions:
-        rest = [candidate for key, candidate in candidates.items() if key != _key(question)]
+        own = _key(question)
+        rest = [candidate for key, candidate in candidates.items() if key != own]
         _check(len(rest), count)
         drawn.append(random.Random(f"shots {seed} {question.id}").sample(rest, count))
     return drawn

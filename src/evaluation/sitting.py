@@ -40,20 +40,19 @@ class Sitting:
     """How an exam is sat. The defaults of the protocol medalpaca are its published numbers."""
 
     protocol: Protocol = "likelihood"
-    """How an answer is got from the model, see above."""
+    """How an answer is got from the model; explained above the flags."""
     method: Method = "text_per_token"
-    """likelihood: what is compared, see above."""
+    """likelihood: what is compared; explained above the flags."""
     instruction: str | None = None
-    """Replaces the protocol's own; "" puts the question itself in its place, as the template context_question wants."""
+    """By default the protocol's own; "" asks the bare question, as the template context_question wants."""
     answer_prefix: str | None = None
-    """Replaces the answer's beginning, given to the model: "The Answer to the question is:" with letters and medalpaca,
-    else nothing."""
+    """Begins the answer; by default "The Answer to the question is:" for letters and medalpaca, else nothing."""
     bos: bool = True
     """Begin the prompt with begin-of-text. MedAlpaca did, but trained without."""
     shots: int = 0
     """Answered questions shown first; whole ones are dropped where the window is too small."""
     seed: int = 42
-    """Of the draws: shots, and what medalpaca samples."""
+    """Which shots are drawn, and what medalpaca samples."""
     accept: Accept = "published"
     """medalpaca: take an answer by its pattern, flaws included, or by the sound parser of generate."""
     tries: int = 5
@@ -77,8 +76,11 @@ class Sitting:
         Sampling(self.temperature, self.top_k, self.top_p)
         for field in fields(self):
             if field.name not in self.used and getattr(self, field.name) != field.default:
-                remedy = "; --protocol likelihood has it" if field.name == "method" else ""
-                raise ValueError(f"{_flag(field.name)} has no effect with --protocol {self.protocol}{remedy}")
+                users = " or ".join(protocol for protocol, names in _USED.items() if field.name in names)
+                raise ValueError(
+                    f"{_flag(field.name)} has no effect with --protocol {self.protocol}: leave it out, or take "
+                    f"--protocol {users}"
+                )
 
     @property
     def used(self) -> tuple[str, ...]:

@@ -108,6 +108,15 @@ def chance_level(option_counts: Iterable[int]) -> float:
     return math.fsum(shares) / len(shares)
 
 
+def shown_p(p_value: float) -> str:
+    """A p-value behind the letter p.
+
+    >>> shown_p(0.0314), shown_p(0.0001)
+    ('= 0.031', '< 0.001')
+    """
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Right answers of n, with the 95 % interval and what guessing would give.

@@ -6,6 +6,7 @@ reading.py   JSON, safetensors, torch's pickles: damage is a FileError, and no c
              safetensors_header.py, pickles.py, pickle_structure.py: what is checked before anything is built
 writing.py   one file, a set of files, a directory: after a crash or on a full disk the old one or the new, never half
 locks.py     what a living process writes, told from what a killed one left
+versions.py  which programs made a file
 """
 
 from files.errors import DamagedFileError, FileError, UnsafeFileError, UnsuitableFileError, printable, shown
@@ -19,6 +20,7 @@ from files.reading import (
     sha256_of,
 )
 from files.tensors import SAFETENSORS_DTYPES, StoredTensor
+from files.versions import versions
 from files.writing import (
     json_text,
     remove_folder,
@@ -50,6 +52,7 @@ __all__ = [
     "shown",
     "staged_files",
     "sync",
+    "versions",
     "whole_folder",
     "write_pickle",
     "write_safetensors",

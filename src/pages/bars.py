@@ -61,19 +61,17 @@ class Bars:
     @cached_property
     def axis(self) -> Scale:
         """From zero to a tick at or above the largest mark."""
-        factor = 100 if self.unit == "%" else 1
-        return Scale.over([0.0, *(factor * mark for row in self.rows for mark in row.marks)])
+        return Scale.over([0.0, *(self._factor * mark for row in self.rows for mark in row.marks)])
 
     def at(self, value: float | None) -> str:
         """Where a value lies, in percent of the column's width."""
-        place = None if value is None else self.axis.place(value * (100 if self.unit == "%" else 1))
+        place = None if value is None else self.axis.place(value * self._factor)
         return f"{100 * min(1.0, max(0.0, place or 0.0)):.4g}%"
-
-    def between(self, low: float, high: float) -> str:
-        """The width between two values."""
-        places = [self.axis.place(value * (100 if self.unit == "%" else 1)) or 0.0 for value in (low, high)]
-        return f"{100 * max(0.0, places[1] - places[0]):.4g}%"
 
     def drawable(self, value: float | None) -> bool:
         """Whether there is a bar to draw."""
         return value is not None and has_place(value)
+
+    @property
+    def _factor(self) -> int:
+        return 100 if self.unit == "%" else 1

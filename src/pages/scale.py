@@ -89,9 +89,7 @@ def has_place(value: float, *, log: bool = False) -> bool:
 
 def _step(span: float) -> float:
     """The smallest of 1, 2, 5 · 10^k that divides the span into at most MOST intervals."""
-    least = span / MOST * (1 - _FLAT)
-    power = 10.0 ** math.floor(math.log10(least))
-    return min(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= least)
+    return _above(span / MOST)
 
 
 def _labels(step: float, largest: float) -> Callable[[float], str]:

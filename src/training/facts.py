@@ -18,11 +18,10 @@ import torch
 from data import SupervisionReport
 from data.fields import Place, field, quoted
 from data.reading import read_json, rows_of_lines
-from files import FileError, json_text, printable, write_whole
+from files import FileError, json_text, printable, versions, write_whole
 from files.writing import make_folder, naming
 from int8 import product_backend
 from native import c_backend
-from pages import versions
 from recipe import RunConfig, RunData, count_parameters, predict_memory
 from training.parallel import Engine
 
@@ -185,11 +184,14 @@ class AnswersLog:
         self.path = folder / ANSWERS
         try:
             kept = [answer for answer in read_answers(folder) if answer.step <= after_step] if after_step else []
-        except FileError as error:
+        except (FileError, OSError) as error:
             _note("the answers so far are dropped", error)
             kept = []
-        if kept or self.path.exists():
-            write_whole(self.path, "".join(map(_line, kept)).encode())
+        try:
+            if kept or self.path.exists():
+                write_whole(self.path, "".join(map(_line, kept)).encode())
+        except OSError as error:  # a page's log is never worth a run
+            _note("the answers so far were not kept", error)
 
     def listening(self, step: int, say: Callable[[str], None]) -> Callable[[str], None]:
         """A `say` for `answer_aloud` that keeps each answer when its last line has been said."""

@@ -22,7 +22,7 @@ def tiles(log: Log, facts: RunFacts | None) -> Iterator[Tile]:
     """The figures that are read first."""
     done = int(max((line["step"] for line in log if "loss" in line), default=0))
     if facts:
-        hint = "finished" if done >= facts.steps else "go on with --resume auto"
+        hint = "all steps done" if done >= facts.steps else "go on with --resume auto"
         yield Tile(number(done), f"of {facts.steps:,} steps", hint)
     else:
         yield Tile(number(done), "steps")

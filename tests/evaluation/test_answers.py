@@ -95,6 +95,7 @@ NO_ANSWER = [
         "The answer is a disease",
         "The answer is B cells",
     ),
+    *("A) is wrong", "A: incorrect", "A. This is wrong", "B) Not this one", "(C) cannot be right", "B: no"),
     *(
         "It is not the liver.",
         "The pancreas, not the liver",

@@ -1,12 +1,13 @@
 import re
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import TEMPLATES, PromptTemplate
-from data.exams import Question
+from data import TEMPLATES, PromptTemplate, load_records
+from data.exams import Question, load_exam
 from evaluation.medalpaca import judge, published_answer, response_marker
 from evaluation.prompts import LINE, pose
 
@@ -89,3 +90,23 @@ def test_the_marker_is_the_prompts_end(template: PromptTemplate) -> None:
 
 def test_the_marker_of_medalpacas_template_is_its_own() -> None:
     assert response_marker(PromptTemplate.named("medalpaca"), LINE.answer_prefix) == MARKER
+
+
+def test_on_real_texts_the_pattern_errs_both_ways(real_data: Path) -> None:
+    """The figures of docs/evaluation.md: what is accepted though it answers nothing, what is not though it does."""
+    folder = real_data / "medical_meadow"
+    said = [
+        row.output
+        for name in ("small", "health_advice")
+        for row in load_records(folder / f"medical_meadow_{name}.json")
+    ]
+    accepted = [letter for text in said if (letter := published_answer(text))]
+    assert (len(said), len(accepted), accepted.count("A")) == (14_618, 137, 134)
+
+    questions = load_exam(real_data / "exams" / "medqa_5options_test.jsonl")
+    assert (len(questions), sum(published_answer(q.text) is not None for q in questions)) == (1_273, 1_153)
+
+    options = [(letter, text) for question in questions for letter, text in question.options.items()]
+    forms = ("{0}", "({0}) {1}", "The answer is {0}", "Option {0}")
+    assert len(options) == 6_365
+    assert [sum(published_answer(form.format(*option)) is not None for option in options) for form in forms] == [0] * 4

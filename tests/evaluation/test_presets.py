@@ -1,6 +1,5 @@
 """The presets against the recipes, the published table, and themselves."""
 
-import io
 import json
 import re
 import shlex
@@ -8,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import tyro
-from rich.console import Console
 
 import evaluate
 import train
 from data import TEMPLATES, PromptTemplate
-from evaluation.presets import CHATDOCTOR_CHAT, PRESETS, QUESTIONS, STEPS, Preset, find_preset, presets_table
+from evaluation.presets import CHATDOCTOR_CHAT, PRESETS, QUESTIONS, STEPS, Preset, find_preset
 from evaluation.statistics import wilson_interval
 from recipe import read_config
 
@@ -57,9 +55,7 @@ def test_a_preset_fits_the_recipe_that_makes_it(preset: Preset) -> None:
 
 @presets
 def test_a_preset_says_what_it_is(preset: Preset) -> None:
-    assert preset.template in TEMPLATES and preset.weights and preset.protocol == "medalpaca"
-    assert preset.title in preset.description and preset.template in preset.description
-    assert ("8 bits" in preset.description) == preset.int8
+    assert preset.template in TEMPLATES and preset.weights and preset.title
     assert find_preset(preset.name) is preset
 
 
@@ -68,16 +64,6 @@ def test_an_unknown_preset_is_refused_with_the_nearest_or_all() -> None:
         find_preset("medalpaca-7")
     with pytest.raises(ValueError, match=r"'xyz'; known: llama-7b, .*medalpaca-13b-lora-8bit; --preset list"):
         find_preset("xyz")
-
-
-def test_the_table_fits_80_columns_and_holds_every_row() -> None:
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(presets_table())
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
-    for name in PRESETS:
-        assert sum(line.split()[:1] in ([name], [f"{name}*"]) for line in lines) == 1
-    assert any("47.3 47.7 60.2" in line for line in lines)
 
 
 def sizes_behind(accuracy: float, near: int) -> list[int]:

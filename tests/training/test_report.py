@@ -33,7 +33,7 @@ def text_of(folder) -> str:
 def test_the_page_tells_what_the_run_left(tmp_path):
     said = text_of(a_run(tmp_path / "demo", 100))
     for words in (
-        "Training report: demo", "lora-8bit on miniature, float32, cpu", "of 100 steps", "finished", "perplexity",
+        "Training report: demo", "lora-8bit on miniature, float32, cpu", "of 100 steps", "all steps done", "perplexity",
         "Learning rate", "Gradient norm", "What is the treatment of gout?", "colchicine", "step 50", "rows cut",
         "activations", "35.1\u00a0MB", "78,848", "612.0\u00a0MB", "data.template", "alpaca_short",
     ):  # fmt: skip
@@ -49,7 +49,7 @@ def test_the_same_run_makes_the_same_bytes(tmp_path):
 
 def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path):
     said = text_of(a_run(tmp_path, 100, log=lines_of(40)))
-    assert "of 100 steps" in said and "go on with --resume auto" in said and "finished" not in said
+    assert "of 100 steps" in said and "go on with --resume auto" in said and "all steps done" not in said
 
 
 def test_an_earlier_run_has_a_page_from_log_and_config_alone(tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_a_run_ends_with_its_page(config, tmp_path, capsys):
     train.train(into(config, tmp_path))
     assert f"page     {tmp_path / REPORT}" in capsys.readouterr().out
     said = markup_of((tmp_path / REPORT).read_bytes()).text
-    assert "of 4 steps" in said and "finished" in said and "Answers aloud" in said and "What treats case" in said
+    assert "of 4 steps" in said and "all steps done" in said and "Answers aloud" in said and "What treats case" in said
     written = (tmp_path / REPORT).read_bytes()
     again = write_run_page(tmp_path).read_bytes()  # the same from the directory alone, but for the date
     assert len(again) < len(written) and again.split(b"<footer>")[0] == written.split(b"<footer>")[0]

@@ -1,4 +1,4 @@
-"""Which programs made a page: what a reader needs to make the same numbers again."""
+"""Which programs made a file: what a reader needs to make the same numbers again."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

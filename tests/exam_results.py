@@ -1,0 +1,15 @@
+"""Results of an exam that nobody sat: right or wrong as asked."""
+
+from evaluation import Result
+
+
+def result(name: str, right: bool, step: str = "", seen: bool | None = None, **changes: object) -> Result:
+    """A question with four options whose answer is B."""
+    scores = {"A": -3.0, "B": -1.0 if right else -4.0, "C": -2.0, "D": -5.5}
+    fields = {"letters": tuple("ABCD"), "predicted": "B" if right else "C", "scores": scores}
+    return Result(**({"id": name, "step": step, "seen": seen, "answer": "B"} | fields | changes))  # type: ignore[arg-type]
+
+
+def exam(verdicts: str, step: str = "") -> list[Result]:
+    """One question per letter: r is right, w is wrong."""
+    return [result(f"{step}/{i}", verdict == "r", step) for i, verdict in enumerate(verdicts)]
