@@ -10,7 +10,7 @@ comma := ,
 .PHONY: help demo test test-faults lint format bench table2 ablations miniature screenshot clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 12
 
 # One stamp per set of extras, so that a change of pins or of extras installs again and nothing else does.
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
