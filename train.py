@@ -142,18 +142,18 @@ def train(config: RunConfig, *, resume: str = "", only_preflight: bool = False) 
             if only_preflight:
                 return
             done = position(run)
-            page, lost = None, False
+            page, hurried = None, False
             try:
                 with stop_requests() as stop:
                     take_steps(run, done, stop)
                     check_weights(run.engine, len(run.plan.steps))
                     stop.saving = True  # what the run was for: it is saved whole, whoever asks for a stop now
                     result = save_run(run.engine, config, run.data.template)
-            except LostProcessError:
-                lost = True  # to be said at once: torchrun is about to end this process too
+            except Exception:  # of a team: to be said at once, for torchrun is about to end this process too
+                hurried = team.size > 1
                 raise
             finally:  # of a run that was stopped or failed, too: why it did may be seen there
-                if team.leads and not lost:
+                if team.leads and not hurried:
                     page = try_run_page(config.output, date=time.strftime("%Y-%m-%d %H:%M"))
             if team.leads:
                 print_end(config, result)
