@@ -143,18 +143,19 @@ def train(config: RunConfig, *, resume: str = "", only_preflight: bool = False) 
                 return
             done = position(run)
             page, hurried = None, False
-            try:
-                with stop_requests() as stop:
+            with stop_requests() as stop:
+                try:
                     take_steps(run, done, stop)
                     check_weights(run.engine, len(run.plan.steps))
                     stop.saving = True  # what the run was for: it is saved whole, whoever asks for a stop now
                     result = save_run(run.engine, config, run.data.template)
-            except Exception:  # of a team: to be said at once, for torchrun is about to end this process too
-                hurried = team.size > 1
-                raise
-            finally:  # of a run that was stopped or failed, too: why it did may be seen there
-                if team.leads and not hurried:
-                    page = try_run_page(config.output, date=time.strftime("%Y-%m-%d %H:%M"))
+                except Exception:  # of a team: to be said at once, for torchrun is about to end this process too
+                    hurried = team.size > 1
+                    raise
+                finally:  # of a run that was stopped or failed, too: why it did may be seen there
+                    stop.saving = True  # a second signal waits for the page, and does not change the exit code
+                    if team.leads and not hurried:
+                        page = try_run_page(config.output, date=time.strftime("%Y-%m-%d %H:%M"))
             if team.leads:
                 print_end(config, result)
                 if page:
