@@ -136,8 +136,8 @@ def run(options: Options) -> None:
         if comparison:
             console.print(evaluation.comparison_table(comparison, title))
         else:
-            comparable = options.preset and options.sitting.protocol == "medalpaca"
-            published = find_preset(options.preset).published if options.preset and comparable else None
+            as_published = options.sitting.protocol == "medalpaca"
+            published = find_preset(options.preset).published if options.preset and as_published else None
             console.print(evaluation.accuracy_table(sat.results, title, published))
         if sat.bias:
             console.print(evaluation.rotation_table(sat.bias))

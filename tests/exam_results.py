@@ -1,6 +1,12 @@
 """Results of an exam that nobody sat: right or wrong as asked."""
 
+import random
+
+from data.exams import Question
 from evaluation import Result
+
+FOUR = Question("4", "Which?", dict(zip("ABCD", ("w", "x", "y", "z"), strict=True)), "B")
+FIVE = Question("5", "Which?", dict(zip("ABCDE", ("v", "w", "x", "y", "z"), strict=True)), "A")
 
 
 def result(name: str, right: bool, step: str = "", seen: bool | None = None, **changes: object) -> Result:
@@ -13,3 +19,13 @@ def result(name: str, right: bool, step: str = "", seen: bool | None = None, **c
 def exam(verdicts: str, step: str = "") -> list[Result]:
     """One question per letter: r is right, w is wrong."""
     return [result(f"{step}/{i}", verdict == "r", step) for i, verdict in enumerate(verdicts)]
+
+
+def said(question: Question, letter: str | None) -> Result:
+    return Result.said(question, letter, ())
+
+
+def questions(n: int, letters: str = "ABCD", seed: int = 0) -> list[Question]:
+    draw = random.Random(seed)
+    options = {letter: f"text {letter}" for letter in letters}
+    return [Question(str(i), "Which?", options, draw.choice(letters)) for i in range(n)]

@@ -1,25 +1,11 @@
-import random
-
 import pytest
+from exam_results import FIVE, FOUR, questions, said
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.exams import Question
 from evaluation.bias import RotationBias, rotated
 from evaluation.result import Result
-
-FOUR = Question("4", "Which?", dict(zip("ABCD", ("w", "x", "y", "z"), strict=True)), "B")
-FIVE = Question("5", "Which?", dict(zip("ABCDE", ("v", "w", "x", "y", "z"), strict=True)), "A")
-
-
-def said(question: Question, letter: str | None) -> Result:
-    return Result.said(question, letter, ())
-
-
-def questions(n: int, letters: str = "ABCD", seed: int = 0) -> list[Question]:
-    draw = random.Random(seed)
-    options = {letter: f"text {letter}" for letter in letters}
-    return [Question(str(i), "Which?", options, draw.choice(letters)) for i in range(n)]
 
 
 @given(st.sampled_from([FOUR, FIVE]), st.integers(0, 12))

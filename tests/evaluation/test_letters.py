@@ -1,26 +1,12 @@
-import random
 from collections import Counter
 
 import numpy as np
 import pytest
+from exam_results import FIVE, FOUR, questions, said
 from oracles import statistics as oracle
 
 from data.exams import Question
 from evaluation.letters import NONE, confusion, letter_histogram, letter_histogram_line
-from evaluation.result import Result
-
-FOUR = Question("4", "Which?", dict(zip("ABCD", ("w", "x", "y", "z"), strict=True)), "B")
-FIVE = Question("5", "Which?", dict(zip("ABCDE", ("v", "w", "x", "y", "z"), strict=True)), "A")
-
-
-def said(question: Question, letter: str | None) -> Result:
-    return Result.said(question, letter, ())
-
-
-def questions(n: int, letters: str = "ABCD", seed: int = 0) -> list[Question]:
-    draw = random.Random(seed)
-    options = {letter: f"text {letter}" for letter in letters}
-    return [Question(str(i), "Which?", options, draw.choice(letters)) for i in range(n)]
 
 
 def test_letters_are_counted_as_predicted_and_as_right() -> None:
