@@ -63,6 +63,10 @@ ABLATIONS = {
     "targets, all seven in the row": (Arm("lora-qv", _LORA, _QV),),
     "BOS before each row, yes in the row": (Arm("lora-no-bos", _LORA, (_NO_BOS,)),),
     "loss on the prompt too, no in the row": (Arm("lora-prompt-loss", _LORA, (_PROMPT_LOSS,)),),
+    "q and v alone and loss on the prompt at once, then without BOS as well": (
+        Arm("lora-qv-prompt-loss", _LORA, (*_QV, _PROMPT_LOSS)),
+        Arm("lora-qv-prompt-loss-no-bos", _LORA, (*_QV, _PROMPT_LOSS, _NO_BOS)),
+    ),
     "MedAlpaca's own LoRA settings (q, v; no BOS; loss on the prompt; dropout 0.1)": (
         Arm("published-lr-2e-5", _LORA, (*_PUBLISHED, "--optim.lr", "2e-5")),
         Arm("published-lr-3e-4", _LORA, (*_PUBLISHED, "--optim.lr", "3e-4")),
@@ -70,7 +74,7 @@ ABLATIONS = {
     ),
 }
 """Question -> arms, each one change away from a row of the table (with the rank, alpha: their ratio stays 2); the last
-has those of MedAlpaca's that its title names, at once."""
+two groups change at once what their titles name."""
 
 
 @dataclass(frozen=True)
