@@ -42,7 +42,7 @@ import evaluation
 from data.exams import Question, load_exam
 from data.overlap import find_overlap, training_texts
 from evaluation import Comparison, Outcome, Paper, Report, Sitting, find_preset
-from files import printable, sha256_of
+from files import printable, sha256_of, write_whole
 from recipe import Inference, ModelOptions, plain_errors
 from training import model_digest
 
@@ -169,8 +169,7 @@ def save(
     console.print(f"report: {out}", markup=False)
     page = out.with_suffix(".html")
     try:
-        evaluation.write_page(
-            page,
+        content = evaluation.exam_page(
             sat.results,
             settings=settings,
             questions=exam.questions,
@@ -178,7 +177,8 @@ def save(
             comparison=comparison,
             rotations=sat.bias,
             title=exam.title,
-        )
+        ).content()
+        write_whole(page, content)
         console.print(f"page:   {page}", markup=False)
     except Exception as error:  # a page is never worth an exam
         console.print(f"note: no {page.name}: {printable(f'{type(error).__name__}: {error}')}", markup=False)

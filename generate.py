@@ -31,9 +31,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from data import Record
-from data.fields import Place, check_text, text_field
 from data.miniature import demo_questions
-from data.reading import LINE_SUFFIXES, read_lines, read_rows
+from files.fields import Place, check_text, text_field
+from files.rows import LINE_SUFFIXES, read_lines, read_rows
 from llama.decoding import Sampling, beam_search, generate, generate_many, in_order, stream_text
 from lora import adapters_disabled
 from recipe import Inference, ModelOptions, plain_errors, prompt_ids

@@ -20,7 +20,6 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data.fields import Place
 from data.preview import printable
 from data.self_instruct import (
     Completion,
@@ -39,6 +38,7 @@ from data.self_instruct import (
     render_prompt,
     write_tasks,
 )
+from files.fields import Place
 from files.writing import make_folder
 from llama.decoding import Sampling, generate_many, in_order
 from recipe import Inference, ModelOptions, plain_errors

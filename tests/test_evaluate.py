@@ -406,7 +406,7 @@ def test_a_page_that_fails_costs_no_exam(base: Path, exam: Path, tmp_path: Path,
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evaluation.write_page", full)
+    monkeypatch.setattr("evaluation.exam_page", full)
     run("--base", base, "--exam", exam, "--limit", 1, "--out", tmp_path / "exam.json")
     assert "note: no exam.html: OSError" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["exam.json"]

@@ -125,7 +125,7 @@ def test_an_ablation_is_one_change_away_from_its_row(study, table2):
                 for key, value in vars(getattr(settings, section)).items()
                 if value != getattr(getattr(row, section), key)
             }
-            several = "own LoRA settings" in title or "at once" in title or "rank" in arm.name  # alpha goes with the rank
+            several = "own LoRA settings" in title or "at once" in title or "rank" in arm.name  # with the rank, alpha
             assert len(changed) == 1 or (several and len(changed) > 1), (arm.name, changed)
 
 

@@ -4,10 +4,11 @@ records.py     rows of a JSON or JSONL file, checked         mixture.py     seve
 templates.py   the prompts of the published models           supervise.py   prompt + answer -> tokens and targets
 text.py        plain documents, every token a target         plan.py        order, length groups and packing of an epoch
 collate.py     padding, documents, the one shift             preview.py     what the model will see, in colour
-reading.py     JSON and text files, row by row, untrusted    fields.py      values of a parsed file, and their place
 overlap.py     what of an exam stands in the training texts
 exams/         multiple-choice questions                     miniature/     a small self-made medical world
 self_instruct/ a model writes tasks, from a few of people's
+
+Their files are read, row by row and untrusted, by `files.rows` and `files.fields`.
 
 A tokenizer is anything with `encode(text, *, bos, eos)` and `decode(token_ids)`.
 """

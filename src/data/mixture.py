@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from data.fields import Place
 from data.records import Record, load_records
+from files.fields import Place
 
 Item = TypeVar("Item")
 

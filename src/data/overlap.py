@@ -24,9 +24,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from data.exams import Question
-from data.fields import Place, text_field
-from data.reading import read_rows
 from data.text import load_texts
+from files.fields import Place, text_field
+from files.rows import read_rows
 
 WORDS = 8
 THRESHOLD = 0.5

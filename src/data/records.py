@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, text_field
-from data.reading import read_rows
+from files.fields import Place, text_field
+from files.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True)

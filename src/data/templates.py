@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, kind, listed, text_field
-from data.reading import read_json
 from files import shown
+from files.fields import Place, kind, listed, text_field
+from files.rows import read_json
 
 NOWHERE = Place(None, "prompt template")
 LARGEST_FILE = 2**20  # bytes; a prompt longer than any window is no prompt

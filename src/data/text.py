@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.progress import track
 
-from data.fields import Place, check_text, text_field
-from data.reading import LINE_SUFFIXES, read_lines, read_rows
 from data.supervise import Example, TokenEncoder, check_max_length
+from files.fields import Place, check_text, text_field
+from files.rows import LINE_SUFFIXES, read_lines, read_rows
 
 
 def load_texts(paths: Iterable[str | Path]) -> list[str]:

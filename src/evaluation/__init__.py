@@ -31,7 +31,7 @@ from evaluation.letters import LetterHistogram, confusion, letter_histogram
 from evaluation.likelihood import Choices, encode_choices, log_likelihoods, log_likelihoods_reference
 from evaluation.notes import counts, notes
 from evaluation.orders import Outcome, sit_in_orders
-from evaluation.page import write_page
+from evaluation.page import exam_page
 from evaluation.paper import Paper, first_of_each_step, sit
 from evaluation.presets import PRESETS, Preset, find_preset
 from evaluation.prompts import Method, Wording, pose
@@ -80,6 +80,7 @@ __all__ = [
     "draw_shots",
     "encode_choices",
     "evenly",
+    "exam_page",
     "find_preset",
     "first_of_each_step",
     "half_width_note",
@@ -103,6 +104,5 @@ __all__ = [
     "sit_in_orders",
     "wilson_interval",
     "worked_example",
-    "write_page",
     "write_report",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.exams import Question
+from evaluation.bootstrap import paired_bootstrap_interval
 from evaluation.result import Result, accuracy_of
 from evaluation.statistics import Accuracy, mcnemar_exact
 
@@ -26,6 +27,16 @@ class Comparison:
     after: Accuracy
     gained: int
     lost: int
+
+    @property
+    def change(self) -> float:
+        """Accuracy after less accuracy before."""
+        return self.after.value - self.before.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the change, by resampling the questions with both verdicts."""
+        return paired_bootstrap_interval(self.gained, self.lost, self.after.n)
 
     @property
     def p_value(self) -> float:

@@ -12,7 +12,6 @@ A last line without its end is what a killed process leaves, and is dropped. Any
 damage, and refused by its number. A journal with another fingerprint, or of another format, is begun anew.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +19,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import fields
 from data.exams import Question
-from data.fields import Place, text_field
-from data.reading import rows_of_lines
 from evaluation.report import read_result
 from evaluation.result import Result
-from files import DamagedFileError, FileError, shown, sync
+from files import DamagedFileError, FileError, fields, shown, sync
+from files.fields import Place, text_field
+from files.lines import append_rows, cut_unfinished_line
 from files.locks import locked
+from files.rows import rows_of_lines
 from files.writing import make_folder, naming
 
 VERSION = "1"
@@ -78,11 +77,7 @@ class Journal:
         Raises:
             OSError: the system refuses (a full disk, say); what was recorded before is kept.
         """
-        line = json.dumps({"results": [asdict(result) for result in results]}, ensure_ascii=False) + "\n"
-        with naming(self.path), self.path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path, {"results": [asdict(result) for result in results]})
 
     def remove(self) -> None:
         """The report is written: the journal has served."""
@@ -116,7 +111,7 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
     with naming(path):
         path.touch()  # what is not there cannot be locked
     with _held(path):
-        _cut_unfinished_line(path)
+        cut_unfinished_line(path)
         then = _read(journal, fingerprint)
         if then != fingerprint:
             _begin(path, {"journal": fingerprint})
@@ -132,10 +127,9 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
 
 def _begin(path: Path, header: Mapping[str, Any]) -> None:
     """Empty the file and write its first line, in place: a new file would not be the one that is locked."""
-    with naming(path), path.open("r+b") as file:
-        file.truncate(0)
-        file.write((json.dumps(header, ensure_ascii=False) + "\n").encode())
-    sync(path)
+    with naming(path):
+        os.truncate(path, 0)
+    append_rows(path, header)
     sync(path.parent)
 
 
@@ -145,15 +139,6 @@ def _held(path: Path) -> Iterator[None]:
         if not free:
             raise ValueError(f"{path}: another process is writing this journal; wait for it, or give another --out")
         yield
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """Drop what follows the last newline, so that the next line does not join it."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-        sync(path)
 
 
 def _read(journal: Journal, fingerprint: Mapping[str, str]) -> Mapping[str, str] | None:

@@ -16,8 +16,7 @@ from evaluation.page_examples import worked_examples
 from evaluation.page_letters import accuracy_bar, letter_bars, letter_matrix, rotation_parts
 from evaluation.result import Result
 from evaluation.statistics import Accuracy, shown_p, wilson_interval
-from files import versions, write_whole
-from files.writing import make_folder
+from files import versions
 from pages import (
     Bar,
     Bars,
@@ -31,6 +30,7 @@ from pages import (
     clean,
     number,
     percent,
+    setting,
 )
 
 MOST_GROUPS = 24
@@ -39,8 +39,7 @@ LONGEST_TITLE = 120
 DISCLAIMER = "Nothing here is medical advice: an exam measures what a model makes of an exam."
 
 
-def write_page(
-    path: Path,
+def exam_page(
     results: Sequence[Result],
     *,
     settings: Mapping[str, Any],
@@ -50,8 +49,8 @@ def write_page(
     rotations: RotationBias | None = None,
     title: str = "",
     date: str = "",
-) -> None:
-    """Write the page of one exam; the file appears whole or not at all.
+) -> Page:
+    """The page of one exam, from the figures that matter most to those that make it possible to have them again.
 
     Args:
         results: at least one.
@@ -65,24 +64,7 @@ def write_page(
 
     Raises:
         ValueError: no results.
-        OSError: the system refuses; the message names the page.
     """
-    page = exam_page(results, settings, questions, notes, comparison, rotations, title, date)
-    make_folder(path.parent)
-    write_whole(path, page.content())
-
-
-def exam_page(
-    results: Sequence[Result],
-    settings: Mapping[str, Any],
-    questions: Sequence[Question],
-    notes: Sequence[str] = (),
-    comparison: Mapping[str, Comparison] | None = None,
-    rotations: RotationBias | None = None,
-    title: str = "",
-    date: str = "",
-) -> Page:
-    """The page, from the figures that matter most to those that make it possible to have them again."""
     if not results:
         raise ValueError("no results: a page needs at least one question")
     groups = accuracies(results)
@@ -97,7 +79,7 @@ def exam_page(
     if examples := list(worked_examples(results, questions)):
         sections.append(Section("Some of the questions", examples, layout="grid"))
     rows = [
-        (key, _plain(value))
+        (key, setting(value))
         for key, value in settings.items()
         if value not in (None, "", [], ()) and key != "description"
     ]
@@ -124,7 +106,8 @@ def tiles(results: Sequence[Result], whole: Accuracy, change: Comparison | None)
     yield Tile(percent(whole.chance), "chance", f"the model is {verdict}" if verdict else "within the interval")
     yield Tile(number(whole.n), "questions", f"{whole.correct:,} answered right")
     if change:
-        yield Tile(points(change), "points since before", f"p {shown_p(change.p_value)}")
+        detail = f"{changed_span(change)}, 95 % interval; p {shown_p(change.p_value)}"
+        yield Tile(points(change.change), "points since before", detail)
     if unanswered := sum(row.predicted is None for row in results):
         yield Tile(number(unanswered), "without an answer", "they count as wrong")
     if accidents := sum(row.accident for row in results):
@@ -153,14 +136,22 @@ def accuracy_parts(groups: Mapping[str, Accuracy], comparison: Mapping[str, Comp
         return [drawn]
     table = Table(
         "Before and after, question by question",
-        ("questions", "points", "gained", "lost", "p"),
+        ("questions", "points", "95 % interval", "gained", "lost", "p"),
         [
-            (name, points(c), f"+{c.gained:,}", f"−{c.lost:,}", shown_p(c.p_value).removeprefix("= "))
+            (
+                name,
+                points(c.change),
+                changed_span(c),
+                f"+{c.gained:,}",
+                f"−{c.lost:,}",
+                shown_p(c.p_value).removeprefix("= "),
+            )
             for name in names
             if (c := comparison.get(name))
         ],
-        caption="gained: right only after; lost: right only before. p: McNemar's exact test, two-sided; a p of less "
-        "than 0.05 would be rare if neither model were better.",
+        caption="The interval is of the points, by resampling the questions with both verdicts. gained: right only "
+        "after; lost: right only before. p: McNemar's exact test, two-sided; a p of less than 0.05 would be rare if "
+        "neither model were better.",
     )
     return [drawn, table]
 
@@ -202,9 +193,14 @@ def span(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.low:.1f} to {percent(accuracy.high)}"
 
 
-def points(change: Comparison) -> str:
-    """How many per cent of the questions it answers more."""
-    return f"{100 * (change.after.value - change.before.value):+.1f}".replace("-", "−")
+def changed_span(change: Comparison) -> str:
+    """The interval of a change in words."""
+    return " to ".join(map(points, change.interval))
+
+
+def points(difference: float) -> str:
+    """A difference of two accuracies, in per cent of the questions."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _short(exam: object) -> str:
@@ -214,11 +210,3 @@ def _short(exam: object) -> str:
     'medqa/test.jsonl'
     """
     return "/".join(Path(str(exam)).parts[-2:]) if exam else "multiple choice"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return number(value, 6) if isinstance(value, (int, float)) else str(value)

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, check_text, field, quoted, text_field
-from data.reading import read_json
 from evaluation.comparison import accuracies
 from evaluation.letters import confusion
 from evaluation.notes import counts
 from evaluation.result import Result
 from files import FileError, json_text, shown, versions, write_whole
+from files.fields import Place, check_text, field, quoted, text_field
+from files.rows import read_json
 from files.writing import make_folder
 
 FORMAT = 2

@@ -45,7 +45,12 @@ def accuracy_table(results: Sequence[Result], title: str = "", published: Mappin
 
 def comparison_table(comparisons: Mapping[str, Comparison], title: str = "") -> Table:
     """One row per group; bold where a gain would be rare by luck (p < 0.05). Fits into 80 columns."""
-    caption = "(95 % Wilson interval); p: exact McNemar test, paired; bold: better, p < 0.05"
+    whole = comparisons[ALL]
+    low, high = whole.interval
+    caption = (
+        f"all: {100 * whole.change:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} "
+        "(resampled, paired)\n(95 % Wilson interval); p: exact McNemar test, paired; bold: better, p < 0.05"
+    ).replace("-", "−")
     table = _table(("questions",), ("n", "before", "after", "chance", "gained", "lost", "p"), caption, title)
     for name, row in comparisons.items():
         if name == ALL:

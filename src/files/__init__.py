@@ -4,6 +4,8 @@ errors.py    FileError and its three kinds: damaged, unsafe, unsuitable
 tensors.py   a tensor that lies elsewhere, and safetensors' names of dtypes
 reading.py   JSON, safetensors, torch's pickles: damage is a FileError, and no code runs
              safetensors_header.py, pickles.py, pickle_structure.py: what is checked before anything is built
+rows.py      JSON and text of any size, row by row; fields.py: values of a parsed file, and where they stand
+lines.py     a journal: rows appended one by one, on the disk before the next
 writing.py   one file, a set of files, a directory: after a crash or on a full disk the old one or the new, never half
 locks.py     what a living process writes, told from what a killed one left
 versions.py  which programs made a file

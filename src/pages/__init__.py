@@ -15,7 +15,7 @@ from pages.bars import Bar, Bars
 from pages.lines import Lines, Series, running_mean
 from pages.page import Page, Section
 from pages.parts import Choice, Example, Facts, Heat, Prose, Table, Tile, Tiles
-from pages.text import bytes_text, clean, number, percent
+from pages.text import bytes_text, clean, number, percent, setting
 
 __all__ = [
     "Bar",
@@ -37,4 +37,5 @@ __all__ = [
     "number",
     "percent",
     "running_mean",
+    "setting",
 ]

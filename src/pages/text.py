@@ -55,6 +55,19 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def setting(value: object) -> str:
+    """The value of a setting: yes and no, numbers whole or to six digits, a list on one line, or of paths one a line.
+
+    >>> setting(True), setting(10_000), setting(3e-4), setting(("q_proj", "v_proj")), setting(["a/b", "c"])
+    ('yes', '10,000', '0.0003', 'q_proj, v_proj', 'a/b\\nc')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ("\n" if any("/" in str(part) for part in value) else ", ").join(map(setting, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def percent(share: float, digits: int = 1) -> str:
     r"""A share in percent.
 

@@ -13,9 +13,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, check_text
-from data.reading import read_text, reason
 from files import FileError, shown, write_whole
+from files.fields import Place, check_text
+from files.rows import read_text, reason
 from recipe.config import RunConfig
 
 LARGEST_FILE = 2**15  # bytes: ten times a whole config; the time of Python's parser grows with a key's square

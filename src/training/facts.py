@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from data import SupervisionReport
-from data.fields import Place, field, quoted
-from data.reading import read_json, rows_of_lines
 from files import FileError, json_text, printable, versions, write_whole
+from files.fields import Place, field, quoted
+from files.rows import read_json, rows_of_lines
 from files.writing import make_folder, naming
 from int8 import product_backend
 from native import c_backend

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, field, quoted
-from data.reading import rows_of_lines
 from files import FileError, sync, write_whole
+from files.fields import Place, field, quoted
+from files.rows import rows_of_lines
 from files.writing import make_folder, naming
 
 LARGEST = 2**63

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from files import printable, write_whole
-from pages import Facts, Page, Prose, Section, Table, Tiles
+from pages import Facts, Page, Prose, Section, Table, Tiles, setting
 from recipe import RunConfig, plain_errors, read_config
 from training.facts import Answer, RunFacts, read_answers, read_facts
 from training.metrics import read_metrics
@@ -80,7 +80,7 @@ def settings_sections(config: RunConfig, facts: RunFacts | None) -> Iterator[Sec
     """What was set, what made the numbers; and, folded, every setting there is."""
     settings, defaults = asdict(config), asdict(RunConfig())
     changed = [
-        (f"{section}.{key}", _plain(value))
+        (f"{section}.{key}", setting(value))
         for section, values in settings.items()
         for key, value in values.items()
         if value != defaults[section][key]
@@ -90,19 +90,9 @@ def settings_sections(config: RunConfig, facts: RunFacts | None) -> Iterator[Sec
         parts += [parameter_table(facts), Facts("Versions and means", [*facts.versions.items(), *facts.means.items()])]
     yield Section("How it was done", parts, layout="flow")
     tables = [
-        Facts(section, [(key, _plain(value)) for key, value in values.items()]) for section, values in settings.items()
+        Facts(section, [(key, setting(value)) for key, value in values.items()]) for section, values in settings.items()
     ]
     yield Section("Every setting", tables, layout="flow", folded=True)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return (
-            "\n".join(map(_plain, value)) if any("/" in str(part) for part in value) else ", ".join(map(_plain, value))
-        )
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import MixturePart, PromptTemplate, load_mixture, load_records, load_texts
-from data.reading import LARGEST_VALUE, WINDOW, read_json, read_rows
 from files import DamagedFileError, FileError, UnsuitableFileError
+from files.rows import LARGEST_VALUE, WINDOW, read_json, read_rows
 
 GOOD = {"instruction": "Define", "input": "fever", "output": "High temperature."}
 BAD_VALUES: list[Any] = [None, 3, 0.5, True, False, ["a"], {"a": "b"}, [], {}, 10**400, [[[[]]]]]
@@ -263,7 +263,7 @@ def test_rows_do_not_depend_on_where_the_window_ends(tmp_path_factory, rows, siz
     if path.read_bytes().decode("utf-8", errors="ignore") != path.read_bytes().decode("utf-8", errors="surrogatepass"):
         return  # a lone surrogate in plain bytes is no UTF-8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.reading.WINDOW", size)
+        patch.setattr("files.rows.WINDOW", size)
         found = list(read_rows(path))
     assert [row for _, _, row in found] == json.loads(path.read_text("utf-8"))
     assert [place.within for _, place, _ in found] == [f"row {n}" for n in range(1, len(rows) + 1)]
@@ -274,7 +274,7 @@ def test_a_bad_row_is_named_wherever_the_window_ends(tmp_path, monkeypatch, coun
     path = tmp_path / "rows.json"
     path.write_text('[\n{"a": "b"},\n' + bad + ',\n{"a": "b"}\n]')
     for size in range(1, 60):
-        monkeypatch.setattr("data.reading.WINDOW", size)
+        monkeypatch.setattr("files.rows.WINDOW", size)
         with pytest.raises(DamagedFileError, match=r"rows\.json, (row 2|after row 2): .*in line \d"):
             list(read_rows(path))
     count_faults("bad data files", 59)
@@ -285,7 +285,7 @@ def test_a_bad_row_is_named_wherever_the_window_ends(tmp_path, monkeypatch, coun
 
 def test_one_value_is_at_most_so_large(tmp_path, monkeypatch, count_faults):
     assert LARGEST_VALUE > 50_000_000, "a row of 50 MB is read"
-    monkeypatch.setattr("data.reading.LARGEST_VALUE", 1000)
+    monkeypatch.setattr("files.rows.LARGEST_VALUE", 1000)
     row = json.dumps(GOOD | {"output": "x" * WINDOW})
     for name, content in (
         ("rows.json", f"[{row}]"),

@@ -15,6 +15,7 @@ from evaluation import (
     compare,
     comparison_table,
     evenly,
+    paired_bootstrap_interval,
     presets_table,
     rotated,
     rotation_table,
@@ -70,7 +71,9 @@ def test_a_single_steps_published_accuracy_stands_beside_all() -> None:
 
 def test_comparison_table_prints_both_accuracies_and_p() -> None:
     text = shown(comparison_table(compare(exam("w" * 12 + "r"), exam("r" * 12 + "w"))))
-    [row] = [line for line in text.splitlines() if "all" in line]
+    [row, change] = [line for line in text.splitlines() if "all" in line]
+    low, high = (f"{100 * end:+.1f}" for end in paired_bootstrap_interval(12, 1, 13))
+    assert f"all: +84.6 points, 95 % interval {low} to {high} (resampled, paired)" in change
     for cell in ("7.7% (1–33)", "92.3% (67–99)", "25%", "+12", "−1", "0.003"):  # p = 2 · (1 + 13) / 2^13 = 0.0034
         assert cell in row
 

@@ -8,8 +8,7 @@ from browser import Browser, chromium
 from page_views import DESK, FETCHED, PHONE, STICKING_OUT, UNDRAWN, UNSEEN, WIDTH, look, messages
 from reported import a_run, generated, questions_of, scored
 
-from evaluation import compare
-from evaluation.page import write_page
+from evaluation import compare, exam_page
 from pages import Lines, Page, Section, Series
 from training.report import write_run_page
 
@@ -28,18 +27,18 @@ def run_page(folder: Path) -> Path:
     return write_run_page(a_run(folder, 300), date="2026-01-02")
 
 
-def exam_page(folder: Path) -> Path:
+def compared_exam(folder: Path) -> Path:
     questions = questions_of(90)
     before, after = scored(questions, 1, 0.2), scored(questions, 2)
-    options = {"settings": SETTINGS, "questions": questions, "notes": ["two ties"]}
-    write_page(folder / "exam.html", after, comparison=compare(before, after), **options)
-    return folder / "exam.html"
+    page = exam_page(
+        after, settings=SETTINGS, questions=questions, notes=["two ties"], comparison=compare(before, after)
+    )
+    return written(page, folder / "exam.html")
 
 
-def generated_page(folder: Path) -> Path:
+def generated_exam(folder: Path) -> Path:
     questions = questions_of(40)
-    write_page(folder / "said.html", generated(questions), settings=SETTINGS, questions=questions)
-    return folder / "said.html"
+    return written(exam_page(generated(questions), settings=SETTINGS, questions=questions), folder / "said.html")
 
 
 def hostile_run(folder: Path) -> Path:
@@ -49,11 +48,16 @@ def hostile_run(folder: Path) -> Path:
 def hostile_exam(folder: Path) -> Path:
     questions = questions_of(12, text=f"{SCRIPT} {LONG}")
     settings = {"exam": LONG, SCRIPT: SCRIPT, "description": SCRIPT}
-    write_page(folder / "exam.html", generated(questions, SCRIPT), settings=settings, questions=questions, notes=[LONG])
-    return folder / "exam.html"
+    page = exam_page(generated(questions, SCRIPT), settings=settings, questions=questions, notes=[LONG])
+    return written(page, folder / "exam.html")
 
 
-PAGES = [run_page, exam_page, generated_page, hostile_run, hostile_exam]
+def written(page: Page, path: Path) -> Path:
+    path.write_bytes(page.content())
+    return path
+
+
+PAGES = [run_page, compared_exam, generated_exam, hostile_run, hostile_exam]
 
 
 @pytest.mark.parametrize("make", PAGES, ids=lambda make: make.__name__)
@@ -105,7 +109,7 @@ def test_the_policy_alone_would_stop_a_script_a_style_and_a_request(browser, tmp
 
 def test_dark_and_light_are_both_readable(browser, tmp_path):
     """Ink on paper, in both schemes: a contrast of at least 7 to 1 (WCAG 2.1, level AAA)."""
-    page = exam_page(tmp_path)
+    page = compared_exam(tmp_path)
     colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
     luminances = []
     for dark in (False, True):

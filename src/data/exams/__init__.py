@@ -25,8 +25,8 @@ from data.exams.mmlu import read_subject, read_subjects
 from data.exams.pubmedqa import read_pubmedqa
 from data.exams.question import Question
 from data.exams.usmle import read_step, read_steps
-from data.fields import Place, listed
-from data.reading import holds_rows, read_json, read_rows
+from files.fields import Place, listed
+from files.rows import holds_rows, read_json, read_rows
 
 __all__ = ["Question", "load_exam"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.exams.question import Question, question_of
-from data.fields import Place, check_text, text_field
 from files import shown
+from files.fields import Place, check_text, text_field
 
 
 def read_medbullets(path: Path, columns: dict[str, dict[str, Any]]) -> list[Question]:

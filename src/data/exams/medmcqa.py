@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.exams.question import Question, distinct_options, question_of
-from data.fields import Place, field, text_field
 from files import shown
+from files.fields import Place, field, text_field
 
 LETTERS = {"A": "opa", "B": "opb", "C": "opc", "D": "opd"}
 KEYS = {"question", "cop", *LETTERS.values()}

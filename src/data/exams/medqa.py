@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.exams.question import Question, question_of, read_options
-from data.fields import Place, text_field
+from files.fields import Place, text_field
 
 
 def read_medqa(stem: str, rows: Iterable[tuple[int, Place, Any]]) -> list[Question]:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.exams.question import Question, distinct_options, question_of
-from data.fields import Place, check_text, listed
-from data.reading import read_text
 from files import shown
+from files.fields import Place, check_text, listed
+from files.rows import read_text
 
 LETTERS = "ABCD"
 SUFFIX = ".csv"

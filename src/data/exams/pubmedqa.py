@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data.exams.question import Question, question_of, read_object
-from data.fields import Place, check_text, field, text_field
 from files import shown
+from files.fields import Place, check_text, field, text_field
 
 OPTIONS = {"A": "yes", "B": "no", "C": "maybe"}
 

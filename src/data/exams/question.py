@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, check_text, field, kind, listed, text_field
-from data.reading import read_json
 from files import shown
+from files.fields import Place, check_text, field, kind, listed, text_field
+from files.rows import read_json
 
 MAX_OPTIONS = 26  # one per letter
 IMAGES = "question_with_images.json"  # lists the questions of a USMLE folder that refer to an image

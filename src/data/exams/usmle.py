@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 from data.exams.question import IMAGES, Question, question_of, read_object, read_options
-from data.fields import Place, check_text, field, text_field
-from data.reading import read_rows
 from files import shown
+from files.fields import Place, check_text, field, text_field
+from files.rows import read_rows
 
 
 def read_steps(folder: Path) -> list[Question]:

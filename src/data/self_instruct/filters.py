@@ -6,8 +6,8 @@ The first that applies gives the reason. Whether a task resembles one already th
 import re
 import string
 
-from data.fields import Place, check_text
 from data.records import Record
+from files.fields import Place, check_text
 
 LEAST_WORDS, MOST_WORDS = 4, 150
 NOT_TEXT = (

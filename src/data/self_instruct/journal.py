@@ -9,26 +9,25 @@ process left of a line is cut off when the journal is opened again, and that rou
 may hold it open.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from data.fields import Place, field, quoted
-from data.reading import rows_of_lines
 from data.self_instruct.filters import REASONS
 from data.self_instruct.pool import Kept
 from files import require_regular_file, shown, sync
+from files.fields import Place, field, quoted
+from files.lines import append_rows, cut_unfinished_line
 from files.locks import locked
+from files.rows import rows_of_lines
 from files.writing import naming
 
 FORMAT = 1
 ANEW = "remove it to begin anew, or name another --out"
-BLOCK = 2**16
 BEGIN = b'{"format": '
 
 
@@ -74,16 +73,13 @@ class Journal:
         rounds: those in the file, in their order.
     """
 
-    def __init__(self, path: Path, rounds: list[Round], file: BinaryIO, settings: Mapping[str, Any]) -> None:
-        self.path, self.rounds, self._file, self._settings = path, rounds, file, dict(settings)
+    def __init__(self, path: Path, rounds: list[Round], settings: Mapping[str, Any]) -> None:
+        self.path, self.rounds, self._settings = path, rounds, dict(settings)
 
     def append(self, done: Round) -> None:
         """Add a round; it is on the disk when this returns."""
-        header = b"" if self.rounds else _line({"format": FORMAT, "settings": self._settings})
-        with naming(self.path):
-            self._file.write(header + _line(done.to_row()))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        header = [] if self.rounds else [{"format": FORMAT, "settings": self._settings}]
+        append_rows(self.path, *header, done.to_row())
         self.rounds.append(done)
 
 
@@ -100,15 +96,18 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
     """
     if path.exists():
         require_regular_file(path)
-    with path.open("ab") as file, locked(path) as ours:
+    with naming(path):
+        path.touch()  # what is not there cannot be locked
+    with locked(path) as ours:
         if not ours:
             raise Place(path).unsuitable("another process is writing it", "wait for its end, or name another --out")
         rounds = read_journal(path, settings)
-        with naming(path):
-            os.truncate(path, _end_of_last_line(path) if rounds else 0)
-            sync(path)
-            sync(path.parent)
-        yield Journal(path, rounds, file, settings)
+        if not rounds:
+            with naming(path):
+                os.truncate(path, 0)  # a first line of other settings, and no round that would be lost with it
+        cut_unfinished_line(path)
+        sync(path.parent)
+        yield Journal(path, rounds, settings)
 
 
 def read_journal(path: Path, settings: Mapping[str, Any] | None = None) -> list[Round]:
@@ -152,24 +151,6 @@ def _check_same(begun: Mapping[str, Any], settings: Mapping[str, Any], place: Pl
                 f"it was begun with {name.replace('_', ' ')} {shown(then)}, now it is {shown(now)}",
                 f"say the same to go on; or {ANEW}",
             )
-
-
-def _end_of_last_line(path: Path) -> int:
-    """Bytes up to the last newline, which is included."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _count(row: Any, name: str, place: Place) -> int:

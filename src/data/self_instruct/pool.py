@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from data.fields import Place, field, quoted, text_field
 from data.records import Record
 from data.self_instruct.rouge import RougeIndex, most_similar
 from files import shown
+from files.fields import Place, field, quoted, text_field
 
 THRESHOLD = 0.7
 """F above which two instructions count as the same; the paper's and Stanford's."""

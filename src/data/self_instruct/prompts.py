@@ -22,9 +22,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.fields import Place, check_text
-from data.reading import read_text
 from data.records import Record
+from files.fields import Place, check_text
+from files.rows import read_text
 
 SEPARATOR = "###"
 NO_INPUT = "<noinput>"

@@ -9,9 +9,9 @@ A row of the file (JSON lines, or one JSON list) is a task in either of two form
 from pathlib import Path
 from typing import Any
 
-from data.fields import Place, field, text_field
-from data.reading import read_rows
 from data.records import Record
+from files.fields import Place, field, text_field
+from files.rows import read_rows
 
 
 def load_seeds(path: str | Path) -> list[Record]:

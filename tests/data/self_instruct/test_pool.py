@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data import Record
-from data.fields import Place
 from data.self_instruct import Kept, Pool, rouge_l_reference, rouge_tokens
 from files import FileError
+from files.fields import Place
 
 
 def task(instruction: str) -> Record:

@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.fields import Place, kind, quoted
-from files import require_regular_file
+from files.fields import Place, kind, quoted
+from files.reading import require_regular_file
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 LARGEST_VALUE = 64 * 2**20

@@ -1,6 +1,6 @@
 """Values of parsed files: where they stand, of which type they must be, and which text can be tokenized.
 
-A `Place` goes down with the value: every complaint is then an error of `files`' family with file, place and remedy.
+A `Place` goes down with the value: every complaint is then a `FileError` with file, place and remedy.
 What is quoted from a file is quoted by `shown`, or `quoted` and `listed`: short, and on one line, whatever it holds.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import DamagedFileError, UnsuitableFileError, shown
+from files.errors import DamagedFileError, UnsuitableFileError, shown
 
 SHOWN_CHARACTERS = 60
 SHOWN_ITEMS = 8
