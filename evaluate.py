@@ -27,7 +27,7 @@ Protocols:
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -42,9 +42,8 @@ import evaluation
 from data.exams import Question, load_exam
 from data.overlap import find_overlap, training_texts
 from evaluation import Comparison, Outcome, Paper, Report, Sitting, find_preset
-from files import printable, sha256_of, write_whole
+from files import printable, write_whole
 from recipe import Inference, ModelOptions, plain_errors
-from training import model_digest
 
 
 @dataclass(frozen=True)
@@ -128,26 +127,25 @@ def run(options: Options) -> None:
     ) as sat:
         seconds = time.perf_counter() - started
         title = f"{exam.title or options.exam}, by {options.sitting.title}"
+        settings = chosen(options, inference, exam) | {"seconds": round(seconds, 3), "asked": sat.asked}
         comparison = evaluation.compare(exam.before.results, sat.results) if exam.before else None
-        notes = [*sat.notes, *exam.notes]
+        published, unlike = standing_beside(options, inference, exam, settings)
+        notes = [*sat.notes, *exam.notes, *unlike]
 
         for question, result in evaluation.evenly(list(zip(exam.questions, sat.results, strict=True)), options.show):
             console.print(evaluation.worked_example(question, result))
         if comparison:
             console.print(evaluation.comparison_table(comparison, title))
         else:
-            as_published = options.sitting.protocol == "medalpaca"
-            published = find_preset(options.preset).published if options.preset and as_published else None
             console.print(evaluation.accuracy_table(sat.results, title, published))
         if sat.bias:
             console.print(evaluation.rotation_table(sat.bias))
         for note in notes:
             console.print(f"note: {note}", markup=False)
-        console.print(f"{sat.asked} of {len(sat.results)} questions asked in {seconds:.1f} s", style="dim")
+        console.print(f"{sat.asked} of {sat.in_all} questions asked in {seconds:.1f} s", style="dim")
 
         if options.out:
-            settings = chosen(options, inference) | {"seconds": round(seconds, 3), "asked": sat.asked}
-            save(options.out, exam, sat, settings, notes, comparison, console)
+            save(options.out, exam, sat, settings, notes, comparison, published, console)
         sat.finish()
 
 
@@ -161,10 +159,13 @@ def save(
     settings: dict[str, Any],
     notes: list[str],
     comparison: dict[str, Comparison] | None,
+    published: Mapping[str, float] | None,
     console: Console,
 ) -> None:
     """The JSON report, and the page beside it."""
-    more = {"rotations": asdict(sat.bias)} if sat.bias else {}
+    more: dict[str, Any] = {"rotations": asdict(sat.bias)} if sat.bias else {}
+    more |= {"comparison": {name: change.figures for name, change in comparison.items()}} if comparison else {}
+    more |= {"published": dict(published)} if published else {}
     evaluation.write_report(out, sat.results, settings, notes, more)
     console.print(f"report: {out}", markup=False)
     page = out.with_suffix(".html")
@@ -176,6 +177,7 @@ def save(
             notes=notes,
             comparison=comparison,
             rotations=sat.bias,
+            published=published,
             title=exam.title,
         ).content()
         write_whole(page, content)
@@ -199,7 +201,7 @@ def preset_options(name: str) -> Options:
     """The defaults with a preset."""
     preset = find_preset(name)
     return Options(
-        model=ModelOptions(template=preset.template, int8=preset.int8),
+        model=ModelOptions(base="", template=preset.template, int8=preset.int8),
         sitting=Sitting(protocol="medalpaca"),
     )
 
@@ -218,15 +220,16 @@ class Exam:
 
 def read_exam(options: Options) -> Exam:
     """The questions and all that is known before a model is there."""
-    if options.preset and find_preset(options.preset).needs_adapter and options.model.adapter is None:
-        raise ValueError(f"--preset {options.preset} is a base with a LoRA adapter: name it with --adapter")
-    if options.preset and options.exam is None:
-        raise ValueError(f"--preset {options.preset} is about the USMLE self-assessment: name it with --exam")
+    if options.preset:
+        find_preset(options.preset).check(options.model.base, options.model.adapter, options.exam)
+    if options.out:
+        evaluation.check_destination(options.out, options.compare)
     whole = load_exam(exam_path(options))
     questions = evaluation.first_of_each_step(whole, options.limit)
     before = evaluation.read_report(options.compare) if options.compare else None
     if before:
         evaluation.check_same_questions(before.results, questions)
+        evaluation.check_same_texts(before.settings, questions)
     pool, shared = (load_exam(options.shots_from), True) if options.shots_from else (whole, False)
     shots = evaluation.draw_shots(questions, pool, options.sitting.shots, options.sitting.seed, shared=shared)
     overlap = find_overlap(questions, training_texts(options.overlap)).sentences() if options.overlap else []
@@ -252,25 +255,35 @@ def prepare(
 def fingerprint(options: Options, inference: Inference) -> dict[str, str]:
     """All that shapes a result but the questions. Not the batch's size, which moves a score by its rounding: it may be
     lowered to go on after an exam ran out of memory."""
-    adapter = options.model.adapter
-    return {name: str(value) for name, value in options.sitting.settings.items()} | {
-        "shape": json.dumps(asdict(inference.model.config)),
-        "model": model_digest(inference.model.requires_grad_(False)),
-        "adapter": sha256_of(adapter / "adapter_config.json") if adapter else "none",
+    shaped_by = inference.identity() | {name: str(value) for name, value in options.sitting.settings.items()}
+    return shaped_by | {
         "int8_threshold": str(options.model.int8_threshold),
-        "tokenizer": inference.tokenizer.digest(),
         "template": json.dumps(inference.template.to_dict()),
         "program": version("medalpaca-from-scratch"),
     }
 
 
-def chosen(options: Options, inference: Inference) -> dict[str, Any]:
+def chosen(options: Options, inference: Inference, exam: Exam) -> dict[str, Any]:
     """The report's settings: flags that had an effect, and what they led to."""
     flags = asdict(replace(options, exam=exam_path(options)))
     flags |= flags.pop("model") | options.sitting.settings | {"template": inference.template.name}
     del flags["sitting"]
     plain: dict[str, Any] = json.loads(json.dumps(flags, default=str))  # paths as text
-    return plain | {"description": inference.description}
+    return plain | {"description": inference.description, "questions": evaluation.text_digest(exam.questions)}
+
+
+def standing_beside(
+    options: Options, inference: Inference, exam: Exam, settings: Mapping[str, Any]
+) -> tuple[Mapping[str, float] | None, list[str]]:
+    """The published figures that belong beside ours; and where what stands beside them was got otherwise, in words."""
+    published, notes = None, []
+    if options.preset and options.sitting.protocol == "medalpaca":
+        preset = find_preset(options.preset)
+        published, unlike = evaluation.published_beside(preset, inference.model.config, exam.questions)
+        notes += [unlike] if unlike else []
+    if exam.before and (otherwise := evaluation.asked_otherwise(exam.before.settings, settings)):
+        notes.append(f"before and after were not asked alike: {'; '.join(otherwise)}")
+    return published, notes
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from data.self_instruct import (
     SelfInstruct,
     Settings,
     barren_requests,
+    check_unchanged,
     load_preamble,
     load_seeds,
     make_tasks,
@@ -93,11 +94,10 @@ class Options:
         Sampling(self.temperature, top_p=self.top_p)
 
     def identity(self, work: SelfInstruct) -> dict[str, Any]:
-        """What the stream of tasks depends on, the model included; the device is not, though it rounds otherwise."""
-        model = {"base": self.model.base, "adapter": self.model.adapter and str(self.model.adapter)}
+        """What the stream of tasks depends on, the model apart; the device is not, though it rounds otherwise."""
         numbers = {name: getattr(self.model, name) for name in ("int8", "int8_threshold", "dtype")}
         sampling = {name: getattr(self, name) for name in ("temperature", "top_p", "max_new_tokens", "room")}
-        return work.identity() | model | numbers | sampling
+        return work.identity() | numbers | sampling
 
     @property
     def journal(self) -> Path:
@@ -127,8 +127,10 @@ def run(options: Options) -> None:
         raise Place(options.out).unsuitable(problem, "name another --out")
     make_folder(options.out.parent)
     with open_journal(options.journal, options.identity(work)) as journal:  # bad files show before the long load
+        check_unchanged(options.out, journal.kept)
         tasks = make(options, work, journal)
         if tasks:
+            check_unchanged(options.out, journal.kept)  # it was at hand for as long as the tasks took
             write_tasks(options.out, tasks)
         print_summary(journal.rounds, show=options.show)
         if len(tasks) < options.count:
@@ -142,10 +144,11 @@ def run(options: Options) -> None:
 
 def make(options: Options, work: SelfInstruct, journal: Journal) -> list[Kept]:
     """The tasks, with a bar on the terminal; the model is loaded only if some are missing."""
-    known = sum(len(done.kept) for done in journal.rounds)
+    known = len(journal.kept)
     sampler = Sampler(options, work)
     if known < options.count and barren_requests(journal.rounds) < options.give_up:
         sampler.load()  # before there is a bar, for it shows one itself
+        journal.set_model(sampler.inference.identity())
     with Progress(
         TextColumn("kept"),
         BarColumn(),
@@ -220,9 +223,10 @@ class Sampler:
         shortest = sorted(self._work.seeds, key=lambda task: len(task.instruction + task.input + task.output))[:shots]
         length = self._length(render_prompt(self._work.preamble, shortest, self._options.settings.tasks))
         if length + room > window:
+            shorter = "" if self._options.preamble == "short" else ", or take --preamble short"
             raise ValueError(
                 f"even with the {shots} shortest seed tasks a prompt has {length} tokens, and with --room {room} the "
-                f"model's window of {window} is too small: lower --shots or --room, or take --preamble short"
+                f"model's window of {window} is too small: lower --shots or --room{shorter}"
             )
 
 

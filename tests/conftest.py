@@ -3,11 +3,12 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 import torch
+from _pytest.doctest import DoctestModule
 from hypothesis import settings
 
 # Tests measure no time, so neither does hypothesis: a busy machine must not fail one.
@@ -24,6 +25,14 @@ FAULTS = "faults tried"
 # Workers of pytest-xdist share the machine; within one process more threads would only fight each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Examples in docstrings are src's. Here the search for them would only skip, in silence, a file of tests that
+    cannot be imported."""
+    collectors = yield
+    return [collector for collector in collectors if not isinstance(collector, DoctestModule)]
 
 
 @pytest.fixture

@@ -57,9 +57,13 @@ def die_at(place: str, n: int) -> tuple[Callable[[Sequence[str], int], list[Comp
         if place == "before the line":
             die()
         if place.startswith("within the line"):
-            file, share = journal._file, float(place.split()[-1])
-            plain_write = file.write
-            journal._file = Torn(file, plain_write, share)
+            whole, share = journal.path.stat().st_size, float(place.split()[-1])
+
+            def torn(descriptor: int) -> None:
+                os.ftruncate(descriptor, whole + int(share * (os.fstat(descriptor).st_size - whole)))
+                die()
+
+            os.fsync = torn
         elif place == "before fsync":
             os.fsync = lambda descriptor: die()
         elif place == "after fsync":
@@ -67,18 +71,6 @@ def die_at(place: str, n: int) -> tuple[Callable[[Sequence[str], int], list[Comp
         plain_append(journal, done)
 
     return complete, append
-
-
-class Torn:
-    """A file that gets only a part of what is written before the process dies."""
-
-    def __init__(self, file, write: Callable[[bytes], int], share: float) -> None:
-        self._file, self._write, self._share = file, write, share
-
-    def write(self, content: bytes) -> None:
-        self._write(content[: int(len(content) * self._share)])
-        self._file.flush()
-        die()
 
 
 PLACES = (

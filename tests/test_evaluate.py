@@ -1,6 +1,6 @@
 import dataclasses
 import json
-import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import torch
 
 import evaluate
 from evaluation import Journal, Sitting
-from llama import Llama, LlamaConfig, Tokenizer, save_checkpoint
+from llama import Llama, LlamaConfig, Tokenizer, read_config, save_checkpoint
 from lora import LoraConfig, add_lora, save_adapter
 from recipe import ModelOptions, load_for_inference
 
@@ -208,9 +208,11 @@ def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded
         (["--overlap", "nowhere.json"], "nowhere.json"),
         (["--preset", "medalpaca-7b-loro"], "did you mean 'medalpaca-7b-lora'? --preset list shows all"),
         (
-            ["--preset=medalpaca-7b-lora"],
+            ["--preset=medalpaca-7b-lora", "--base", "x"],
             "--preset medalpaca-7b-lora is a base with a LoRA adapter: name it with --adapter",
         ),
+        (["--preset=llama-7b", "--base", "x", "--adapter", "y"], "llama-7b is a model without an adapter: leave"),
+        (["--preset", "llama-13b"], "--preset llama-13b starts from llama-13b: name the model with --base"),
         (["--preset", "alpaca-7b", "--preset", "nobody"], "nobody"),  # the last one counts
     ],
 )
@@ -382,9 +384,8 @@ def test_a_preset_sets_defaults_and_flags_win(base: Path, exam: Path, adapter: P
     settings = json.loads(out.read_text())["settings"]
     assert (settings["protocol"], settings["template"], settings["int8"]) == ("medalpaca", "medalpaca", True)
     assert settings["preset"] == "medalpaca-7b-lora-8bit"
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines if "step1" in line or "step2" in line] == ["23.1%", "24.1%"]
-    assert all(len(line) <= 80 for line in lines)
+    said = capsys.readouterr().out
+    assert "MedAlpaca 7b LoRA 8bit is a llama-7b, this model is none" in plain(said) and "23.1%" not in said
 
     flags = ("--no-int8", "--template", "alpaca", "--tries", 1)
     run(*flags, "--preset=medalpaca-7b-lora-8bit", "--adapter", adapter, *asked)
@@ -394,7 +395,22 @@ def test_a_preset_sets_defaults_and_flags_win(base: Path, exam: Path, adapter: P
 
 
 def test_a_preset_is_about_its_own_exam(capsys) -> None:
-    assert "name it with --exam" in refused(capsys, "--preset", "llama-7b")
+    assert "name it with --exam" in refused(capsys, "--preset", "llama-7b", "--base", "x")
+
+
+def test_published_figures_stand_beside_those_of_such_a_model(
+    base: Path, exam: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama.LlamaConfig.named", lambda name: read_config(base))  # as if this were the row's size
+    out = tmp_path / "report.json"
+    asked = ("--base", base, "--exam", exam, "--limit", 1, "--max-new-tokens", 4, "--out", out)
+    run("--preset", "llama-7b", *asked)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if "step1" in line or "step2" in line] == ["19.8%", "20.2%"]
+    assert all(len(line) <= 80 for line in lines if str(tmp_path.parent) not in line)
+    assert json.loads(out.read_text())["published"] == {"step1": 0.198, "step2": 0.202, "step3": 0.203}
+    page = out.with_suffix(".html").read_text()
+    assert "published" in page and "19.8\u00a0%" in page
 
 
 def test_published_figures_stand_beside_those_of_their_protocol_only(base: Path, exam: Path, capsys) -> None:
@@ -423,14 +439,14 @@ def test_the_presets_are_listed(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--int8"], ["--protocol", "generate", "--max-new-tokens", "6"]],
+    ("flags", "n_kept"),
+    # Two lines are two batches, or two questions.
+    [(["--int8"], 6), (["--protocol", "generate", "--max-new-tokens", "6"], 2)],
     ids=["likelihood", "generate"],
 )
 def test_an_interrupted_exam_goes_on_and_reports_the_same(
-    base: Path, exam: Path, flags: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    base: Path, exam: Path, flags: list[str], n_kept: int, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.generation.BATCHES", 1)
     asked = ("--base", base, "--exam", exam, "--batch-size", 3, *flags)
     whole, out = tmp_path / "whole.json", tmp_path / "cut.json"
     run(*asked, "--out", whole)
@@ -446,7 +462,7 @@ def test_an_interrupted_exam_goes_on_and_reports_the_same(
     monkeypatch.setattr(Journal, "record", record)
     assert not out.exists()
     run(*asked, "--out", out)
-    assert "6 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+    assert f"{n_kept} of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
     assert reported(out) == reported(whole)  # to the last bit of every score
     assert not list(tmp_path.glob("*.jsonl"))
 
@@ -454,7 +470,7 @@ def test_an_interrupted_exam_goes_on_and_reports_the_same(
 KILLED = """
 import os, signal, sys
 import evaluate
-from evaluation import Journal, generation
+from evaluation import Journal
 
 record = Journal.record
 
@@ -466,7 +482,6 @@ def killed(journal, results):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal.record = killed
-generation.BATCHES = 1
 evaluate.main(sys.argv[1:])
 """
 
@@ -474,7 +489,6 @@ evaluate.main(sys.argv[1:])
 def test_a_killed_exam_goes_on_and_reports_the_same(
     base: Path, exam: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.generation.BATCHES", 1)
     asked = ["--base", base, "--exam", exam, "--batch-size", 3, "--protocol", "medalpaca"]
     asked += ["--max-new-tokens", 4, "--tries", 2]
     whole, out = tmp_path / "whole.json", tmp_path / "cut.json"
@@ -484,13 +498,29 @@ def test_a_killed_exam_goes_on_and_reports_the_same(
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert not out.exists()
     run(*asked, "--out", out)
-    assert "6 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+    assert "2 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
     assert reported(out) == reported(whole)
 
 
-@pytest.mark.parametrize("change", ["seed", "adapter", "template", "exam"])
-def test_another_run_in_the_same_place_begins_anew_and_says_why(
-    base: Path, exam: Path, adapter: Path, change: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seed", "1"], "seed: 42 then, 1 now"),
+        (["--adapter", "ADAPTER"], "LoRA scaling: no adapter then, 8.0 now; other weights of the model"),
+        (["--template", "alpaca_short"], "other words of the prompt template"),
+        (["--limit", "2"], "other questions (--exam, --limit)"),
+    ],
+    ids=["seed", "adapter", "template", "limit"],
+)
+def test_another_run_in_the_same_place_is_refused_and_the_answers_are_kept(
+    base: Path,
+    exam: Path,
+    adapter: Path,
+    flags: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, record = tmp_path / "report.json", Journal.record
 
@@ -502,18 +532,35 @@ def test_another_run_in_the_same_place_begins_anew_and_says_why(
     asked = ("--base", base, "--exam", exam, "--shots", 1, "--batch-size", 3, "--out", out)
     refused(capsys, *asked)
     monkeypatch.setattr(Journal, "record", record)
-    flags = {"seed": ["--seed", 1], "adapter": ["--adapter", adapter], "template": ["--template", "alpaca_short"]}
-    run(*asked, *flags.get(change, ["--limit", 2]))
-    said = re.search(
-        r"begun anew, it belongs to other settings; (.*?) (?:note|the exam|/)", plain(capsys.readouterr().out)
-    )
-    assert said
-    named = {"seed": ["seed: 42 then, 1 now"], "adapter": ["adapter: none then", "model: "], "template": ["template: "]}
-    assert all(words in said[1] for words in named.get(change, ["questions: "]))
+    said = refused(capsys, *asked, *(str(adapter) if flag == "ADAPTER" else flag for flag in flags))
+    assert "it holds answers given under other settings; " in said and named in said
+    run(*asked)
+    assert "3 of 10 questions were answered before; going on" in plain(capsys.readouterr().out)
+
+
+def test_a_comparison_says_what_else_than_the_model_changed(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    run("--base", base, "--exam", exam, "--method", "text", "--out", before)
+    run("--base", base, "--exam", exam, "--method", "letter", "--out", after, "--compare", before)
+    assert "note: before and after were not asked alike: method text then, letter now" in plain(capsys.readouterr().out)
+    whole = json.loads(after.read_text())["comparison"]["all"]
+    assert whole["change"] == pytest.approx(whole["after"] - whole["before"])
+    assert whole["interval"][0] <= whole["change"] <= whole["interval"][1]
+    run("--base", base, "--exam", exam, "--method", "letter", "--compare", after)
+    assert "not asked alike" not in capsys.readouterr().out
+
+
+def test_the_same_numbers_with_other_texts_are_other_questions(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    run("--base", base, "--exam", exam, "--out", tmp_path / "before.json")
+    other = tmp_path / "exam"
+    shutil.copytree(exam, other)
+    (other / "step1.json").write_text((exam / "step1.json").read_text().replace("Which organ", "What bone"))
+    said = refused(capsys, "--base", base, "--exam", other, "--compare", tmp_path / "before.json")
+    assert "they have the same numbers and other texts" in said
 
 
 def test_a_damaged_journal_is_named(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "report.journal.jsonl").write_text("damage\n")
+    (tmp_path / "report.journal.jsonl").write_text('{"journal": damage\n')
     message = refused(capsys, "--base", base, "--exam", exam, "--out", tmp_path / "report.json")
     assert "report.journal.jsonl, line 1: not valid JSON" in message and "delete it to begin anew" in message
 

@@ -150,9 +150,11 @@ def test_what_was_kept_before_giving_up_is_written(writer, seeds):
 
 def test_a_window_too_small_is_refused_with_the_numbers_and_another_try_is_free(writer, seeds):
     with pytest.raises(
-        SystemExit, match=r"3 shortest seed tasks a prompt has \d+ tokens, and with --room 2000 the .*1024"
+        SystemExit, match=r"3 shortest .* has \d+ tokens, and with --room 2000 the .*1024 is too small: .* or --room$"
     ):
         run(seeds, "--room", "2000")
+    with pytest.raises(SystemExit, match=r"is too small: .*, or take --preamble short$"):
+        run(seeds, "--room", "2000", "--preamble", "full")
     assert len(load_records(run(seeds, "--shots", "1"))) == 6
 
 
@@ -166,10 +168,24 @@ def test_long_seed_tasks_are_drawn_anew(writer, seeds):
 
 def test_other_flags_are_refused_by_name(writer, seeds):
     run(seeds)
-    for flags in (["--shots", "2"], ["--temperature", "0.5"], ["--base", "other"], ["--seed", "1"], ["--int8"]):
+    for flags in (["--shots", "2"], ["--temperature", "0.5"], ["--dtype", "float16"], ["--seed", "1"], ["--int8"]):
         name = flags[0].removeprefix("--")
         with pytest.raises(SystemExit, match=rf"tasks.journal.jsonl: it was begun with {name} .*, now it is"):
             run(seeds, *flags, count=100)
+
+
+def test_another_model_is_refused_before_it_is_asked_and_the_same_one_elsewhere_is_not(writer, seeds, inference):
+    out = run(seeds)
+    content, n_asked = journal_of(out).read_bytes(), len(writer)
+    weight = inference.model.norm.weight
+    weight.data *= 2  # as if it had been trained on, or another one put in its place
+    with pytest.raises(
+        SystemExit, match=r"tasks.journal.jsonl: it was begun with weights .*, now it is .*; take the same"
+    ):
+        run(seeds, count=9)
+    assert (journal_of(out).read_bytes(), len(writer)) == (content, n_asked)
+    weight.data /= 2
+    assert len(load_records(run(seeds, "--base", "elsewhere", count=9))) == 9
 
 
 def test_other_seeds_are_refused(writer, seeds):
@@ -186,6 +202,44 @@ def test_a_file_of_somebody_elses_is_not_overwritten(writer, seeds):
     with pytest.raises(SystemExit, match=r"is there already, and tasks\.journal\.jsonl"):
         run(seeds)
     assert out.read_text(encoding="utf-8") == "mine"
+
+
+def test_an_output_that_was_edited_is_not_overwritten(writer, seeds, monkeypatch):
+    out = run(seeds)
+    written = out.read_bytes()
+    monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("the model was loaded"))
+    out.write_bytes(edited := written.replace(b'"output": "', b'"output": "Mind: ', 1))
+    assert edited != written
+    for count in (1, 6, 9):
+        with pytest.raises(
+            SystemExit, match=r"tasks\.json: it differs from what its journal gives.*; move it away, or name"
+        ):
+            run(seeds, count=count)
+    assert out.read_bytes() == edited
+    out.rename(seeds.parent / "mine.json")
+    assert run(seeds).read_bytes() == written
+
+
+def test_an_output_that_is_edited_while_tasks_are_made_is_not_overwritten(writer, seeds, monkeypatch):
+    out = run(seeds)
+    completed = script.generate_many
+
+    def edited_meanwhile(*arguments: Any, **options: Any) -> Iterator[tuple[int, list[int]]]:
+        out.write_text("mine", encoding="utf-8")
+        return completed(*arguments, **options)
+
+    monkeypatch.setattr(script, "generate_many", edited_meanwhile)
+    with pytest.raises(SystemExit, match="it differs from what its journal gives"):
+        run(seeds, count=9)
+    assert out.read_text(encoding="utf-8") == "mine"
+    out.unlink()
+    assert len(load_records(run(seeds, count=9))) == 9  # they were in the journal
+
+
+def test_fewer_tasks_later_are_the_first(writer, seeds):
+    rows = json.loads(run(seeds).read_text(encoding="utf-8"))
+    assert json.loads(run(seeds, count=2).read_text(encoding="utf-8")) == rows[:2]
+    assert json.loads(run(seeds).read_text(encoding="utf-8")) == rows
 
 
 def test_a_second_process_is_refused(writer, seeds):
@@ -208,7 +262,7 @@ def test_a_bad_seed_file_ends_with_one_line(writer, seeds):
         (["--template", "alpaca"], "--template alpaca has no effect here"),
         (["--count", "0"], "--count 0 must be at least 1"),
         (["--shots", "0"], "shots = 0 must be at least 1"),
-        (["--tasks", "3"], "tasks = 3 must be more than the 3"),
+        (["--tasks", "3"], "tasks = 3 must be more than shots = 3, with which the list begins; raise --tasks"),
         (["--threshold", "2"], "threshold = 2.0 must be between 0 and 1"),
         (["--top-p", "0"], "top_p = 0.0 must be in"),
         (["--temperature", "-1"], "temperature = -1.0 must be 0"),

@@ -13,6 +13,7 @@ figures       statistics.py   Wilson's interval, McNemar's test      bootstrap.p
               letters.py      a taste for a letter                   bias.py         what the options' order changes
               comparison.py   accuracies by group, two runs paired
 telling       notes.py        what a reader should know              report.py       the JSON report
+              destination.py  what --out may replace
               tables.py       all that is printed as a table
               page.py         the web page                           page_letters.py, page_examples.py  parts of it
 """
@@ -25,7 +26,16 @@ from evaluation.bootstrap import (
     paired_bootstrap_interval,
     seeds_interval,
 )
-from evaluation.comparison import Comparison, accuracies, check_same_questions, compare
+from evaluation.comparison import (
+    Comparison,
+    accuracies,
+    asked_otherwise,
+    check_same_questions,
+    check_same_texts,
+    compare,
+    text_digest,
+)
+from evaluation.destination import check_destination
 from evaluation.journal import Journal, journal_path, open_journal
 from evaluation.letters import LetterHistogram, confusion, letter_histogram
 from evaluation.likelihood import Choices, encode_choices, log_likelihoods, log_likelihoods_reference
@@ -33,7 +43,7 @@ from evaluation.notes import counts, notes
 from evaluation.orders import Outcome, sit_in_orders
 from evaluation.page import exam_page
 from evaluation.paper import Paper, first_of_each_step, sit
-from evaluation.presets import PRESETS, Preset, find_preset
+from evaluation.presets import PRESETS, Preset, find_preset, published_beside
 from evaluation.prompts import Method, Wording, pose
 from evaluation.report import Report, read_report, write_report
 from evaluation.result import Result
@@ -69,9 +79,12 @@ __all__ = [
     "Wording",
     "accuracies",
     "accuracy_table",
+    "asked_otherwise",
     "bootstrap_interval",
     "chance_level",
+    "check_destination",
     "check_same_questions",
+    "check_same_texts",
     "compare",
     "comparison_table",
     "confusion",
@@ -95,6 +108,7 @@ __all__ = [
     "parse_answer",
     "pose",
     "presets_table",
+    "published_beside",
     "read_report",
     "rotated",
     "rotation_table",
@@ -102,6 +116,7 @@ __all__ = [
     "seeds_interval",
     "sit",
     "sit_in_orders",
+    "text_digest",
     "wilson_interval",
     "worked_example",
     "write_report",

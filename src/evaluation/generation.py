@@ -7,6 +7,10 @@ Randomness: every try of every question has a generator of its own, from (seed, 
 the batch, nor the order, nor an interruption changes what is drawn. What may change is the last bit of a logit, whose
 sums depend on the batch's shape (under an int8 base more than the last bit); where two tokens are that close, another
 can be taken.
+
+A result is given as soon as its question's last try is there, so an interruption loses no question that is answered,
+only the tries of those that are not. The price: the others of its group are then decoded in other company, and an exam
+that goes on repeats an undisturbed one up to that rounding, not to the bit.
 """
 
 import hashlib
@@ -27,8 +31,8 @@ from llama.decoding.sampling import Sampling
 SHORTEST = 16
 """Tokens left to an answer before its prompt is cut: enough for a letter and the words before it."""
 BATCHES = 4
-"""Batches answered before they are recorded: few tries are left at the end of each, and decoding them costs a whole
-step for a batch that is almost empty."""
+"""Batches asked in turn before their questions are tried again: few tries are left at the end of each round, and
+decoding them costs a whole step for a batch that is almost empty."""
 
 Judge = Callable[[Question, str, bool], tuple[str | None, bool]]
 """(question, text, whether the model ended it) -> (letter or None, whether it was read by accident)."""
@@ -110,23 +114,19 @@ class GeneratedPaper:
         """Tokens of each prompt."""
         return [len(prompt) for prompt in self._prompts]
 
-    def answer(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[Result]:
-        """Ask the questions of these numbers, again and again those without an answer."""
+    def answer(self, rows: Sequence[int]) -> Iterator[list[Result]]:
+        """Ask the questions of these numbers, again and again those without an answer; each result by itself."""
         texts: dict[int, list[str]] = {i: [] for i in rows}
-        heard: dict[int, tuple[str | None, bool]] = {}
         for attempt in range(self._tries):
-            waiting = [i for i in rows if i not in heard]
+            waiting = list(texts)
             for i, token_ids in self._spoken(waiting, attempt):
-                said, ended = self._text(token_ids), self._stop and len(token_ids) < self._limits[i]
+                question, said = self.questions[i], self._text(token_ids)
                 texts[i].append(said.strip())
-                letter, accident = self._judge(self.questions[i], said, ended)
+                ended = self._stop and len(token_ids) < self._limits[i]
+                letter, accident = self._judge(question, said, ended)
                 if letter is not None or attempt == self._tries - 1:
-                    heard[i] = (letter, accident)
-                    advance(1)
-        return [
-            Result.said(self.questions[i], heard[i][0], tuple(texts[i]), accident=heard[i][1], truncated=self._cut[i])
-            for i in rows
-        ]
+                    tried = tuple(texts.pop(i))
+                    yield [Result.said(question, letter, tried, accident=accident, truncated=self._cut[i])]
 
     def _spoken(self, rows: Sequence[int], attempt: int) -> Iterator[tuple[int, list[int]]]:
         """(number of a question, token ids of its answer), as they are complete."""

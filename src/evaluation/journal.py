@@ -1,15 +1,16 @@
 """A journal beside the report: an exam that was interrupted goes on where it was.
 
-JSON lines. The first holds a fingerprint, everything that shapes a result, by name; each further one the results of the
-questions that were answered together, forced to the disk before the next are asked. So a sitting that goes on computes
-the rest in the same company, and its results are those of an undisturbed run: to the bit, with the same batches on
-the same machine.
+JSON lines. The first holds a fingerprint, everything that shapes a result, by name; each further one results, of one
+question or of a batch of them, forced to the disk before the next are asked. By likelihood the results of a sitting
+that goes on are those of an undisturbed one to the bit, with the same batches on the same machine. A generated answer
+draws from a generator of its own, but those that remain are decoded in other company, and can differ by rounding.
 
     {"journal": {"format": "1", "protocol": "medalpaca", "seed": "42", ...}}
     {"results": [{"id": "step1/1", ...}, ...]}
 
 A last line without its end is what a killed process leaves, and is dropped. Any other line that cannot be read is
-damage, and refused by its number. A journal with another fingerprint, or of another format, is begun anew.
+damage, and refused by its number. So is a journal with another fingerprint, unless it holds no results yet: one flag
+mistyped should not cost the hours that are in it.
 """
 
 import os
@@ -24,15 +25,24 @@ from evaluation.report import read_result
 from evaluation.result import Result
 from files import DamagedFileError, FileError, fields, shown, sync
 from files.fields import Place, text_field
-from files.lines import append_rows, cut_unfinished_line
+from files.lines import append_rows, begins_with, cut_unfinished_line
 from files.locks import locked
 from files.rows import rows_of_lines
 from files.writing import make_folder, naming
 
 VERSION = "1"
-REMEDY = "delete it to begin anew"
+BEGIN = b'{"journal": '
+REMEDY = "delete it to begin anew, or name another --out"
 LONGEST = 60
 """Characters of a setting that a message shows."""
+OPAQUE = {
+    "questions": "questions (--exam, --limit)",
+    "shown": "shots",
+    "weights": "weights of the model",
+    "tokenizer": "tokens",
+    "template": "words of the prompt template",
+}
+"""Settings whose values, digests and long texts, say nothing to people."""
 
 
 @dataclass
@@ -40,18 +50,14 @@ class Journal:
     """The results so far.
 
     Attributes:
-        kept: results of the interrupted run by question id.
-        differences: settings that an earlier journal, which was given up for them, had otherwise.
+        kept: the results by question id, an interrupted run's included.
     """
 
     path: Path
     kept: dict[str, Result] = field(default_factory=dict)
-    differences: list[str] = field(default_factory=list)
 
     def story(self, n_questions: int) -> list[str]:
         """What the user should know of an earlier run's journal; nothing if there was none."""
-        if self.differences:
-            return [f"{self.path}: begun anew, it belongs to other settings; {'; '.join(self.differences)}"]
         if self.kept:
             return [f"{self.path}: {len(self.kept)} of {n_questions} questions were answered before; going on"]
         return []
@@ -78,6 +84,7 @@ class Journal:
             OSError: the system refuses (a full disk, say); what was recorded before is kept.
         """
         append_rows(self.path, {"results": [asdict(result) for result in results]})
+        self.kept |= {result.id: result for result in results}
 
     def remove(self) -> None:
         """The report is written: the journal has served."""
@@ -101,7 +108,7 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
         fingerprint: what shapes a result, by name.
 
     Raises:
-        FileError: a line is damaged.
+        FileError: it is no journal, a line is damaged, or the results are those of other settings.
         ValueError: another process is writing it.
         OSError: the system refuses.
     """
@@ -111,17 +118,11 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
     with naming(path):
         path.touch()  # what is not there cannot be locked
     with _held(path):
+        if not begins_with(path, BEGIN):
+            raise Place(path).unsuitable("it is no journal of an exam", REMEDY)
         cut_unfinished_line(path)
-        then = _read(journal, fingerprint)
-        if then != fingerprint:
+        if not _read(journal, fingerprint):
             _begin(path, {"journal": fingerprint})
-        if then is not None:
-            names = sorted(then.keys() | fingerprint.keys())
-            journal.differences = [
-                f"{name}: {_shown(then, name)} then, {_shown(fingerprint, name)} now"
-                for name in names
-                if then.get(name) != fingerprint.get(name)
-            ]
         yield journal
 
 
@@ -141,16 +142,16 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(journal: Journal, fingerprint: Mapping[str, str]) -> Mapping[str, str] | None:
-    """The journal's fingerprint, None if its first line is unfinished; where it is the one given, also its results."""
-    then = None
+def _read(journal: Journal, fingerprint: Mapping[str, str]) -> bool:
+    """Fill in the results; whether there is a first line to go on from, with this fingerprint."""
+    then: Mapping[str, str] | None = None
     try:
         for number, place, row in rows_of_lines(journal.path, own=True):
             if number == 1:
                 then = _fingerprint(row, place)
-                if then != fingerprint:
-                    break
                 continue
+            if then != fingerprint:
+                raise Place(journal.path).unsuitable(_differences(then or {}, fingerprint))
             for each, result in enumerate(fields.field(row, "results", place, list), start=1):
                 parsed = read_result(result, place.at(f"result {each}"))
                 if parsed.id in journal.kept:
@@ -158,7 +159,18 @@ def _read(journal: Journal, fingerprint: Mapping[str, str]) -> Mapping[str, str]
                 journal.kept[parsed.id] = parsed
     except FileError as error:
         raise type(error)(error.problem, file=journal.path, place=error.place, remedy=REMEDY) from None
-    return then
+    return then == fingerprint
+
+
+def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    different = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    others = [
+        f"other {OPAQUE[name]}"
+        if name in OPAQUE
+        else f"{_cut(name)}: {_cut(then.get(name, '(unset)'))} then, {_cut(now.get(name, '(unset)'))} now"
+        for name in different
+    ]
+    return f"it holds answers given under other settings; {'; '.join(others)}"
 
 
 def _fingerprint(row: Any, place: Place) -> dict[str, str]:
@@ -166,6 +178,5 @@ def _fingerprint(row: Any, place: Place) -> dict[str, str]:
     return {name: text_field(fingerprint, name, place.at("journal")) for name in fingerprint}
 
 
-def _shown(fingerprint: Mapping[str, str], name: str) -> str:
-    value = fingerprint.get(name, "(unset)")
-    return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

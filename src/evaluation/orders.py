@@ -26,12 +26,14 @@ class Outcome:
         notes: what a reader of them should know.
         bias: what the order changed; None if there was one order only.
         asked: how many questions were asked now, over all orders; the others' results an earlier run had left.
+        in_all: how many there are, over all orders.
     """
 
     results: list[Result]
     notes: list[str]
     bias: RotationBias | None
     asked: int
+    in_all: int
     _journals: list[Journal] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -76,17 +78,24 @@ def sit_in_orders(
                 journals.append(held.enter_context(open_journal(journal_path(report, k), fingerprint)))
                 for line in journals[k].story(len(turned)):
                     say(line)
+        in_all = sum(len(turned) for turned, _ in turns)
         for k, (turned, shown) in enumerate(turns):
             paper = prepare(turned, shown)
             kept = journals[k].kept if journals else {}
             asked += len(turned) - len(kept)
-            results = sit(paper, kept=kept, record=journals[k].record if journals else None, progress=progress)
+            try:
+                results = sit(paper, kept=kept, record=journals[k].record if journals else None, progress=progress)
+            except KeyboardInterrupt:
+                if journals:
+                    n_kept = sum(len(journal.kept) for journal in journals)
+                    say(f"interrupted: {n_kept} of {in_all} questions are answered; the same command goes on")
+                raise
             if k == 0:
                 said = [*notes(results, turned), *paper.notes]
             # A question with fewer options is not asked in the later orders, and nobody looks at its result there.
             known = {result.id: result for result in (*(orders[0] if orders else ()), *results)}
             orders.append([known[question.id] for question in questions])
-        yield Outcome(orders[0], said, RotationBias.of(orders) if every_order else None, asked, journals)
+        yield Outcome(orders[0], said, RotationBias.of(orders) if every_order else None, asked, in_all, journals)
 
 
 def _turned(

@@ -36,6 +36,7 @@ from pages import (
 MOST_GROUPS = 24
 SURENESS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LONGEST_TITLE = 120
+TITLE = "Exam report: "
 DISCLAIMER = "Nothing here is medical advice: an exam measures what a model makes of an exam."
 
 
@@ -47,6 +48,7 @@ def exam_page(
     notes: Sequence[str] = (),
     comparison: Mapping[str, Comparison] | None = None,
     rotations: RotationBias | None = None,
+    published: Mapping[str, float] | None = None,
     title: str = "",
     date: str = "",
 ) -> Page:
@@ -59,6 +61,7 @@ def exam_page(
         notes: what a reader of the accuracies should know.
         comparison: with an earlier report, by group.
         rotations: what was found when the options stood in other orders.
+        published: accuracy by step that somebody reports, to stand beside the measured one.
         title: what the exam is called; by default the end of its path.
         date: printed at the end, if given.
 
@@ -69,7 +72,7 @@ def exam_page(
         raise ValueError("no results: a page needs at least one question")
     groups = accuracies(results)
     sections = [
-        Section("Accuracy", accuracy_parts(groups, comparison)),
+        Section("Accuracy", accuracy_parts(groups, comparison, published or {})),
         Section("Letters", [letter_matrix(results), letter_bars(results)], layout="grid"),
     ]
     if rotations:
@@ -87,7 +90,7 @@ def exam_page(
         Section("How it was done", [Facts("Settings", rows), Facts("Versions", list(versions().items()))], "flow")
     )
     return Page(
-        title=f"Exam report: {clean(title or _short(settings.get('exam')), LONGEST_TITLE)}",
+        title=f"{TITLE}{clean(title or _short(settings.get('exam')), LONGEST_TITLE)}",
         subtitle=str(settings.get("description", "")),
         head=[
             Tiles(list(tiles(results, groups[ALL], (comparison or {}).get(ALL)))),
@@ -114,20 +117,24 @@ def tiles(results: Sequence[Result], whole: Accuracy, change: Comparison | None)
         yield Tile(number(accidents), "answers by accident", "read off a text that gives none")
 
 
-def accuracy_parts(groups: Mapping[str, Accuracy], comparison: Mapping[str, Comparison] | None) -> list[Bars | Table]:
+def accuracy_parts(
+    groups: Mapping[str, Accuracy], comparison: Mapping[str, Comparison] | None, published: Mapping[str, float]
+) -> list[Bars | Table]:
     """Bars by group, each with its earlier self if there is one; then what was gained and lost."""
     names = shown_groups(groups)
     rows = []
     for name in names:
         if comparison and name in comparison:
-            rows.append(accuracy_bar(f"{name}, before", comparison[name].before, "faint"))
-        rows.append(accuracy_bar(name, groups[name], strong=name == ALL, goes_on=bool(comparison)))
+            blank = ("",) if published else ()
+            rows.append(accuracy_bar(f"{name}, before", comparison[name].before, blank, kind="faint"))
+        more = (percent(published[name]) if name in published else "",) if published else ()
+        rows.append(accuracy_bar(name, groups[name], more, strong=name == ALL, goes_on=bool(comparison)))
     left_out = len(groups) - len(names)
     legend = [("", "this model"), ("interval", "95 % Wilson interval"), ("chance", "a blind guess")]
     drawn = Bars(
         "Right answers",
         rows,
-        headings=("questions", "n", "accuracy", "95 % interval"),
+        headings=("questions", "n", "accuracy", "95 % interval", *(["published"] if published else [])),
         unit="%",
         legend=[("faint", "before"), *legend] if comparison else legend,
         caption=f"And {left_out:,} groups more, in the JSON report." if left_out else "",

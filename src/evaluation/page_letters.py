@@ -96,8 +96,14 @@ def rotation_parts(bias: RotationBias) -> list[Bars]:
 
 
 def accuracy_bar(
-    name: str, found: Accuracy, kind: Literal["", "faint"] = "", *, strong: bool = False, goes_on: bool = False
+    name: str,
+    found: Accuracy,
+    more: Sequence[str] = (),
+    *,
+    kind: Literal["", "faint"] = "",
+    strong: bool = False,
+    goes_on: bool = False,
 ) -> Bar:
-    """An accuracy with its interval and chance, as a row of `Bars`."""
-    cells = (number(found.n), percent(found.value), f"{100 * found.low:.0f}–{100 * found.high:.0f}")
+    """An accuracy with its interval and chance, as a row of `Bars`; `more`: further cells."""
+    cells = (number(found.n), percent(found.value), f"{100 * found.low:.0f}–{100 * found.high:.0f}", *more)
     return Bar(name, found.value, cells, found.low, found.high, found.chance, kind, strong, goes_on)

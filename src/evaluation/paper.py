@@ -1,12 +1,12 @@
 """Sitting an exam, whatever the protocol: longest questions first, so many at a time, with a bar, and resumable.
 
 A protocol prepares a `Paper` (prompts made, nothing computed) and answers any of its questions; `sit` goes through
-them. Longest first: what does not fit into memory fails at once, and neighbours need little padding. The questions
-that are answered together follow from that order alone, so an exam that goes on after an interruption computes them in
-the same company, and gets the same bits.
+them. Longest first: what does not fit into memory fails at once, and neighbours need little padding. Which questions
+are handed over together follows from that order and from what is answered already. Where a protocol gives their results
+together, an exam that goes on after an interruption computes the others in the same company, and gets the same bits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -25,7 +25,7 @@ class Paper(Protocol):
         model: what answers.
         questions: in the exam's order.
         lengths: tokens of each question's prompt.
-        chunk: questions answered together.
+        chunk: questions handed over together.
         notes: what the reader should know of the preparation.
     """
 
@@ -39,8 +39,8 @@ class Paper(Protocol):
     @property
     def lengths(self) -> list[int]: ...
 
-    def answer(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[Result]:
-        """Results of the questions of these numbers; `advance` is told how many more are done."""
+    def answer(self, rows: Sequence[int]) -> Iterator[list[Result]]:
+        """Results of the questions of these numbers, in any order, as soon as they are there."""
         ...
 
 
@@ -55,7 +55,7 @@ def sit(
 
     Args:
         kept: results of an earlier, interrupted sitting by question id; they are not asked again.
-        record: called with the results of each chunk as soon as they are there.
+        record: called with results as soon as they are there.
         progress: show a bar on stderr.
 
     Returns:
@@ -66,25 +66,24 @@ def sit(
     """
     if not paper.questions:
         raise ValueError("there are no questions to score")
-    known = kept or {}
-    results = {i: known[question.id] for i, question in enumerate(paper.questions) if question.id in known}
+    results = dict(kept or {})
     lengths = paper.lengths
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    waiting = [i for i in order if i not in results]
+    waiting = [i for i in order if paper.questions[i].id not in results]
     was_training = paper.model.training
     paper.model.eval()
     try:
         with _bar(progress) as bar:
             task = bar.add_task("questions", total=len(order), completed=len(order) - len(waiting))
             for start in range(0, len(waiting), paper.chunk):
-                rows = waiting[start : start + paper.chunk]
-                done = paper.answer(rows, lambda n: bar.advance(task, n))
-                results |= zip(rows, done, strict=True)
-                if record is not None:
-                    record(done)
+                for done in paper.answer(waiting[start : start + paper.chunk]):
+                    results |= {result.id: result for result in done}
+                    bar.advance(task, len(done))
+                    if record is not None:
+                        record(done)
     finally:
         paper.model.train(was_training)
-    return [results[i] for i in range(len(order))]
+    return [results[question.id] for question in paper.questions]
 
 
 def first_of_each_step(questions: Sequence[Question], limit: int | None) -> list[Question]:

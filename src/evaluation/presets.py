@@ -16,11 +16,14 @@ So each row has a template for a reason that it states:
 In 8 bits are the rows that say so, and Alpaca-LoRA, which MedAlpaca's list of models loads in 8 bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from data import PromptTemplate
+from data.exams import Question
+from llama import LlamaConfig
 
 STEPS = ("step1", "step2", "step3")
 QUESTIONS = {"step1": 92, "step2": 110, "step3": 122}
@@ -63,6 +66,21 @@ class Preset:
     needs_adapter: bool = False
     config: str = ""
     weights: str = ""
+
+    def check(self, base: str, adapter: Path | None, exam: Path | None) -> None:
+        """Refuse a row without what it is about.
+
+        Raises:
+            ValueError: what is missing, or too much, and its flag.
+        """
+        problems = {
+            f"starts from {self.base}: name the model with --base": not base,
+            "is a base with a LoRA adapter: name it with --adapter": self.needs_adapter and adapter is None,
+            "is a model without an adapter: leave --adapter out": adapter is not None and not self.needs_adapter,
+            "is about the USMLE self-assessment: name it with --exam": exam is None,
+        }
+        for problem in (problem for problem, applies in problems.items() if applies):
+            raise ValueError(f"--preset {self.name} {problem}")
 
 
 def _row(*accuracies: float) -> dict[str, float]:
@@ -167,6 +185,19 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def published_beside(
+    preset: Preset, shape: LlamaConfig, questions: Sequence[Question]
+) -> tuple[Mapping[str, float] | None, str]:
+    """The row's accuracies where they are about such a model and such questions; or None, and why not."""
+    size = LlamaConfig.named(preset.base.removeprefix("llama-").upper())
+    if (shape.dim, shape.n_layers) != (size.dim, size.n_layers):
+        return None, f"{preset.title} is a {preset.base}, this model is none: its published accuracies say nothing here"
+    if strange := {question.step for question in questions}.difference(STEPS):
+        step = sorted(strange)[0] or "no step"
+        return None, f"the published accuracies are of {', '.join(STEPS)}, these questions of {step}: another exam"
+    return preset.published, ""
 
 
 def find_preset(name: str) -> Preset:

@@ -27,7 +27,7 @@ Under an int8 base scores move slightly with the batch's composition: outlier fe
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
@@ -103,8 +103,8 @@ class LikelihoodPaper:
         """Tokens of each prompt."""
         return [len(choices.prompt) for choices in self._choices]
 
-    def answer(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[Result]:
-        """Score the questions of these numbers.
+    def answer(self, rows: Sequence[int]) -> Iterator[list[Result]]:
+        """Score the questions of these numbers, all together.
 
         Raises:
             ValueError: a score that is not finite.
@@ -113,8 +113,7 @@ class LikelihoodPaper:
         if self._without:
             anyway = self._scorer(self.model, [self._without[i] for i in rows])
             sums = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(sums, anyway, strict=True)]
-        advance(len(rows))
-        return [self._result(i, row) for i, row in zip(rows, sums, strict=True)]
+        yield [self._result(i, row) for i, row in zip(rows, sums, strict=True)]
 
     def _result(self, i: int, sums: list[float]) -> Result:
         question, choices = self.questions[i], self._choices[i]

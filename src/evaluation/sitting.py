@@ -79,7 +79,7 @@ class Sitting:
                 users = " or ".join(protocol for protocol, names in _USED.items() if field.name in names)
                 raise ValueError(
                     f"{_flag(field.name)} has no effect with --protocol {self.protocol}: leave it out, or take "
-                    f"--protocol {users}"
+                    f"--protocol {users}{' or --shots' if field.name == 'seed' else ''}"
                 )
 
     @property

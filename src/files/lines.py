@@ -30,6 +30,12 @@ def append_rows(path: Path, *rows: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def begins_with(path: Path, beginning: bytes) -> bool:
+    """Whether a file begins so, as far as it goes: true of an empty one."""
+    with path.open("rb") as file:
+        return beginning.startswith(file.read(len(beginning)))
+
+
 def cut_unfinished_line(path: Path) -> None:
     """Drop what follows the last newline."""
     with naming(path), path.open("r+b") as file:

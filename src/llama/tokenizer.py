@@ -26,7 +26,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from files import DamagedFileError, UnsafeFileError, UnsuitableFileError, shown
+from files import DamagedFileError, UnsafeFileError, UnsuitableFileError, require_regular_file, shown
 
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
@@ -49,7 +49,7 @@ class Tokenizer:
         pad_id: the trained pad id, or unk_id where there is none. `decode` drops it.
 
     Raises:
-        UnsuitableFileError: no such file.
+        UnsuitableFileError: no such file, or what is no regular file.
         DamagedFileError: not a whole SentencePiece model, or one whose pieces are no text.
         UnsafeFileError: larger than `LARGEST_FILE`.
     """
@@ -141,9 +141,9 @@ class Tokenizer:
 
 def _existing_file(path: Path) -> Path:
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise UnsuitableFileError(
-            f"it holds no {TOKENIZER_FILE}" if path.is_dir() else "there is no tokenizer",
+            f"it holds no {TOKENIZER_FILE}" if path.is_dir() else "there is no such file or directory",
             file=path,
             remedy=f"give the SentencePiece model (usually {TOKENIZER_FILE}) or its directory",
         )
@@ -151,7 +151,7 @@ def _existing_file(path: Path) -> Path:
 
 
 def _load(file: Path) -> SentencePieceProcessor:
-    if (size := file.stat().st_size) > LARGEST_FILE:
+    if (size := require_regular_file(file)) > LARGEST_FILE:
         raise UnsafeFileError(f"it has {size:,} bytes, more than the {LARGEST_FILE:,} read", file=file, remedy=ANEW)
     try:
         processor = SentencePieceProcessor(model_proto=file.read_bytes())

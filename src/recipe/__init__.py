@@ -7,6 +7,7 @@ inference.py     files -> a model ready to answer             companions.py   to
 fit.py           does it fit into memory, and what would      int8_checkpoint.py  an 8-bit base on disk, mapped
 merge.py         base + adapter, tensor by tensor             command_line.py  how the scripts fail
 conversation.py  several turns -> one prompt                  chat.py         a chat at the terminal
+model_digest.py  by what a model is recognised
 """
 
 from recipe.assemble import (
@@ -28,6 +29,7 @@ from recipe.dry_run import dry_run, preview
 from recipe.fit import check_training_fits, free_memory, is_out_of_memory, memory_remedies
 from recipe.inference import Inference, ModelOptions, load_for_inference, prompt_ids
 from recipe.memory import MemoryPlan, count_parameters, meta_model, planned_state, predict_memory
+from recipe.model_digest import model_digest
 from recipe.run_data import RunData, RunPlan, data_files, digest, load_run_data, plan_steps
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "load_tokenizer",
     "memory_remedies",
     "meta_model",
+    "model_digest",
     "model_shape",
     "pick_device",
     "plain_errors",

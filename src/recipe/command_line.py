@@ -11,8 +11,8 @@ import torch
 def plain_errors(*more: type[Exception], out_of_memory: str = "use a device with more") -> Iterator[None]:
     """End the program with one line instead of a traceback where the user can do something about it.
 
-    A ValueError names the value and the remedy itself, an OSError the file (a full disk, a folder without permission),
-    a MemoryError what would need less.
+    A ValueError names the value and the remedy itself, an OSError the file (one that is missing, a full disk), a
+    MemoryError what would need less.
     Ctrl-C ends without a word and with a shell's status for it, 130. Whatever else is a fault of ours, and keeps its
     traceback.
 
@@ -24,8 +24,15 @@ def plain_errors(*more: type[Exception], out_of_memory: str = "use a device with
     try:
         yield
     except plain as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_named(error)}")
     except torch.OutOfMemoryError as error:
         sys.exit(f"error: out of memory; {out_of_memory} ({error})")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _named(error: Exception) -> str:
+    """The message; the system's with the file in front, as ours have it, and without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

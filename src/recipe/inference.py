@@ -4,8 +4,9 @@ checkpoint ──load──▶ Llama ──each block Linear as it arrives──
            (llama)            (int8, with --int8)                           (lora, with --adapter)
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,13 +17,14 @@ from data import PromptTemplate, TokenEncoder
 from int8 import THRESHOLD, Int8Linear, product_backend
 from llama import Llama, LlamaConfig, Tokenizer, load_checkpoint, read_config
 from llama.decoding import compile_decoding
-from lora import load_adapter
+from lora import load_adapter, lora_layers
 from native import c_backend
 from recipe.assemble import check_vocabulary, checkpoint_folder, pick_device
 from recipe.companions import holder_of_prompt, read_prompt
 from recipe.config import MINIATURE
 from recipe.fit import check_load_fits, free_memory
 from recipe.int8_checkpoint import is_int8_checkpoint, load_int8_checkpoint
+from recipe.model_digest import model_digest
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -44,6 +46,16 @@ class Inference:
     tokenizer: Tokenizer
     template: PromptTemplate
     description: str
+
+    def identity(self) -> dict[str, str]:
+        """What it answers with, by name: equal for the same weights, adapter and tokenizer, wherever they lie."""
+        scalings = sorted({layer.scaling for _, layer in lora_layers(self.model)})
+        return {
+            "shape": json.dumps(asdict(self.model.config)),
+            "weights": model_digest(self.model, trained=True),
+            "LoRA scaling": ", ".join(map(str, scalings)) or "no adapter",
+            "tokenizer": self.tokenizer.digest(),
+        }
 
     def answer_limit(self, prompt: Sequence[int], wanted: int) -> int:
         """The most tokens an answer may have: as many as wanted, or as the window leaves after the prompt."""

@@ -17,7 +17,6 @@ beside it     metrics.py   metrics.jsonl, TensorBoard, plot    progress.py, cons
 
 from training.batches import to_batch, validation_batches
 from training.console import answer_aloud, print_end, print_start
-from training.fingerprint import model_digest
 from training.loss import causal_lm_loss, causal_lm_loss_reference
 from training.metrics import MetricsLog, plot_losses, read_metrics
 from training.parallel import Engine, agree_on_run, blank, build_engine, check_team, own_share
@@ -67,7 +66,6 @@ __all__ = [
     "learning_rate_factor",
     "learning_rates",
     "load_state",
-    "model_digest",
     "optimizer_step",
     "own_share",
     "peak_memory_gb",

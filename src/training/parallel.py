@@ -25,7 +25,7 @@ from data.plan import MicroBatch
 from llama import Llama, Tokenizer
 from recipe import RunConfig, RunData, RunPlan, build_model, digest
 from recipe.assemble import empty_model, fill_model
-from training.fingerprint import sampled
+from recipe.model_digest import sampled
 from training.loss import causal_lm_loss
 from training.team import ALONE, Team
 

@@ -101,6 +101,26 @@ def test_generate_says_what_greedy_decoding_says(model: Llama, tokenizer: Tokeni
         assert result.scores == {} and not result.accident
 
 
+@pytest.mark.parametrize("sitting", [SAMPLED, Sitting("generate", max_new_tokens=12)], ids=lambda s: s.protocol)
+def test_an_interruption_loses_no_question_that_is_answered(
+    sitting: Sitting, model: Llama, tokenizer: Tokenizer
+) -> None:
+    whole = results_of(sitting, model, tokenizer, FEW, batch_size=2)
+    for stop in range(1, len(FEW)):
+        kept: dict[str, Result] = {}
+
+        def interrupted(results: Sequence[Result], kept: dict[str, Result] = kept, stop: int = stop) -> None:
+            [result] = results
+            kept[result.id] = result
+            if len(kept) == stop:
+                raise KeyboardInterrupt
+
+        paper = sitting.prepare(model, tokenizer, FEW, TEMPLATE, batch_size=2)
+        with pytest.raises(KeyboardInterrupt):
+            sit(paper, record=interrupted)
+        assert sit(paper, kept=kept) == whole
+
+
 def test_every_try_has_its_own_generator() -> None:
     states = {
         generator_of(seed, question, attempt).initial_seed()
@@ -128,6 +148,20 @@ def test_a_question_is_asked_until_an_answer_is_accepted(scripted, model: Llama,
     said = notes(results, QUESTIONS)
     assert "3 of 8 questions got no acceptable answer, which counts as wrong" in said
     assert "tries used, failures included: 1 after 1, 1 after 2, 1 after 3, 1 after 4, 4 after 5" in said
+
+
+def test_a_question_is_recorded_as_soon_as_its_last_try_is_there(scripted, model: Llama, tokenizer: Tokenizer) -> None:
+    scripted["says"] = lambda name, attempt: " C: yes" if attempt >= int(name[-1]) else " Hm."
+    names, tries = list[str](), list[int]()
+
+    def record(results: Sequence[Result]) -> None:
+        names.extend(result.id for result in results)
+        tries.append(sum(scripted["tries"].values()))
+
+    sit(Sitting("medalpaca").prepare(model, tokenizer, QUESTIONS, TEMPLATE), record=record)
+    assert names[:4] == [f"step1/{n}" for n in range(4)]
+    assert all(n <= most for n, most in zip(tries, (8, 15, 21, 26), strict=False))
+    assert tries[4:] == [27, 28, 29, 30]  # all are at their fifth try
 
 
 def test_the_published_numbers_are_the_defaults(scripted, model: Llama, tokenizer: Tokenizer) -> None:

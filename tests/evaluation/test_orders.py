@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -6,6 +6,7 @@ from torch import nn
 
 from data.exams import Question
 from evaluation import Outcome, Result, notes, sit_in_orders
+from files import UnsuitableFileError
 
 QUESTIONS = [
     Question("1", "Which organ?", {"A": "liver", "B": "lung", "C": "skin"}, "B"),
@@ -33,11 +34,11 @@ class Sheet:
         self.reader, self.questions, self.chunk = reader, questions, 1
         self.model, self.notes, self.lengths = nn.Linear(1, 1), ["a note of the paper"], [1] * len(questions)
 
-    def answer(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[Result]:
+    def answer(self, rows: Sequence[int]) -> Iterator[list[Result]]:
         if not self.reader.left:
             raise KeyboardInterrupt
         self.reader.left -= 1
-        return [Result.said(self.questions[i], self.reader.rule(self.questions[i]), ("said",)) for i in rows]
+        yield [Result.said(self.questions[i], self.reader.rule(self.questions[i]), ("said",)) for i in rows]
 
 
 def longest(question: Question) -> str:
@@ -84,6 +85,7 @@ def test_it_goes_on_in_the_middle_of_the_orders_and_cleans_up(tmp_path: Path) ->
     options = {"every_order": True, "report": report, "shaped_by": {"seed": "1"}, "say": said.append}
     with pytest.raises(KeyboardInterrupt):
         sat(Reader(longest, stop_after=4), **options)
+    assert said.pop() == "interrupted: 4 of 8 questions are answered; the same command goes on"
     names = ["exam.journal.jsonl", "exam.rotation-1.journal.jsonl", "exam.rotation-2.journal.jsonl"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names  # all are opened before anything is asked
     reader = Reader(longest)
@@ -93,14 +95,14 @@ def test_it_goes_on_in_the_middle_of_the_orders_and_cleans_up(tmp_path: Path) ->
         "3 of 3 questions were answered before; going on",
         "1 of 3 questions were answered before; going on",
     ]
-    assert result.asked == 8 - 4
+    assert (result.asked, result.in_all) == (8 - 4, 8)
     assert result.results == sat(Reader(longest), every_order=True).results
     result.finish()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", ["questions", "shots", "settings"])
-def test_what_was_asked_otherwise_is_not_kept(tmp_path: Path, change: str) -> None:
+def test_what_was_asked_otherwise_is_refused_and_kept(tmp_path: Path, change: str) -> None:
     report, said = tmp_path / "exam.json", list[str]()
 
     def ask(questions: Sequence[Question], shots: Sequence[list[Question]], seed: str) -> None:
@@ -113,10 +115,12 @@ def test_what_was_asked_otherwise_is_not_kept(tmp_path: Path, change: str) -> No
     ask(QUESTIONS, SHOTS, "1")
     assert said.pop().endswith("3 of 3 questions were answered before; going on") and not said
     other = [*QUESTIONS[:2], Question("3", "Which bone, then?", QUESTIONS[2].options, "C")]
-    ask(
-        other if change == "questions" else QUESTIONS,
-        [[QUESTIONS[0]], [], []] if change == "shots" else SHOTS,
-        "2" if change == "settings" else "1",
-    )
-    assert "begun anew" in said[0]
-    assert {"questions": "questions: ", "shots": "shown: ", "settings": "seed: 1 then, 2 now"}[change] in said[0]
+    named = {"questions": r"other questions \(--exam, --limit\)", "shots": "other shots", "settings": "seed: 1 then, 2"}
+    with pytest.raises(UnsuitableFileError, match=named[change]):
+        ask(
+            other if change == "questions" else QUESTIONS,
+            [[QUESTIONS[0]], [], []] if change == "shots" else SHOTS,
+            "2" if change == "settings" else "1",
+        )
+    ask(QUESTIONS, SHOTS, "1")
+    assert said.pop().endswith("3 of 3 questions were answered before; going on") and not said

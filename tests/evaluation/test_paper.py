@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from torch import nn
@@ -8,19 +8,24 @@ from evaluation import Result, first_of_each_step, sit
 
 
 class Sheet:
-    """A paper whose answer is always A, which remembers who was asked together."""
+    """A paper whose answer is always A, which remembers who was asked together.
 
-    def __init__(self, lengths: Sequence[int], chunk: int) -> None:
+    Args:
+        singly: give each result by itself, the last question's first.
+    """
+
+    def __init__(self, lengths: Sequence[int], chunk: int, *, singly: bool = False) -> None:
+        self.singly = singly
         self.model, self.chunk, self.lengths, self.notes = nn.Linear(1, 1), chunk, list(lengths), []
         self.questions = [Question(str(i), "Which?", {"A": "x", "B": "y"}, "A") for i in range(len(lengths))]
         self.asked: list[list[int]] = []
         self.was_training: list[bool] = []
 
-    def answer(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[Result]:
+    def answer(self, rows: Sequence[int]) -> Iterator[list[Result]]:
         self.asked.append(list(rows))
         self.was_training.append(self.model.training)
-        advance(len(rows))
-        return [Result.scored(self.questions[i], {"A": -float(i), "B": -99.0}) for i in rows]
+        results = [Result.scored(self.questions[i], {"A": -float(i), "B": -99.0}) for i in rows]
+        yield from ([result] for result in reversed(results)) if self.singly else [results]
 
 
 LENGTHS = [5, 9, 5, 7, 1]
@@ -36,6 +41,13 @@ def test_each_chunk_is_recorded_before_the_next_is_asked() -> None:
     sheet, recorded = Sheet(LENGTHS, 2), []
     sit(sheet, record=lambda results: recorded.append(([result.id for result in results], len(sheet.asked))))
     assert recorded == [(["1", "3"], 1), (["0", "2"], 2), (["4"], 3)]
+
+
+def test_what_comes_singly_is_recorded_singly() -> None:
+    sheet, recorded = Sheet(LENGTHS, 2, singly=True), []
+    results = sit(sheet, record=lambda results: recorded.append(([result.id for result in results], len(sheet.asked))))
+    assert recorded == [(["3"], 1), (["1"], 1), (["2"], 2), (["0"], 2), (["4"], 3)]
+    assert [result.id for result in results] == list("01234")
 
 
 def test_what_was_kept_is_not_asked_and_the_rest_in_the_same_company() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import train_tokenizer
 
+from files import UnsuitableFileError
 from llama.tokenizer import SPACE, Tokenizer
 
 TEXTS = [
@@ -188,10 +189,23 @@ def test_cut_file_is_refused(tiny_file: Path, tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "nowhere", "nowhere.model"])
-def test_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"no tokenizer.*give the SentencePiece model"):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "it holds no tokenizer.model"),
+        ("nowhere", "nowhere: there is no such file or directory"),
+        ("nowhere.model", "nowhere.model: there is no such file or directory"),
+    ],
+)
+def test_missing_file_is_refused(tmp_path: Path, name: str, problem: str) -> None:
+    with pytest.raises(UnsuitableFileError, match=rf"{problem}; give the SentencePiece model"):
         Tokenizer(tmp_path / name)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").mkdir()
+    with pytest.raises(UnsuitableFileError, match=r"tokenizer\.model: it is a directory"):
+        Tokenizer(tmp_path)
 
 
 def test_real_llama_vectors(real_data: Path) -> None:

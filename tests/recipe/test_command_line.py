@@ -10,7 +10,8 @@ from recipe import plain_errors
     ("error", "status"),
     [
         (ValueError("--limit 0 must be at least 1"), "error: --limit 0 must be at least 1"),
-        (OSError(28, "No space left on device", "a.json"), "error: [Errno 28] No space left on device: 'a.json'"),
+        (OSError(28, "No space left on device", "a.json"), "error: a.json: No space left on device"),
+        (OSError("no number, no file"), "error: no number, no file"),
         (torch.OutOfMemoryError("7 GiB"), "error: out of memory; add --int8 (7 GiB)"),
         (KeyboardInterrupt(), 130),
     ],

@@ -16,6 +16,7 @@ from data.self_instruct.pipeline import (
     SelfInstruct,
     Settings,
     barren_requests,
+    check_unchanged,
     make_tasks,
     write_tasks,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "SelfInstruct",
     "Settings",
     "barren_requests",
+    "check_unchanged",
     "load_preamble",
     "load_seeds",
     "make_tasks",

@@ -1,6 +1,6 @@
 """The journal: a file of JSON lines that grows by one line a round, and from which a run goes on.
 
-    {"format": 1, "settings": {...}}                                        what the tasks depend on
+    {"format": 2, "settings": {...}, "model": {...}}                        what the tasks depend on
     {"round": 1, "requests": 8, "redraws": 0, "dropped": {...}, "kept": [...]}
     ...
 
@@ -26,7 +26,7 @@ from files.locks import locked
 from files.rows import rows_of_lines
 from files.writing import naming
 
-FORMAT = 1
+FORMAT = 2
 ANEW = "remove it to begin anew, or name another --out"
 BEGIN = b'{"format": '
 
@@ -73,12 +73,27 @@ class Journal:
         rounds: those in the file, in their order.
     """
 
-    def __init__(self, path: Path, rounds: list[Round], settings: Mapping[str, Any]) -> None:
-        self.path, self.rounds, self._settings = path, rounds, dict(settings)
+    def __init__(self, path: Path, rounds: list[Round], settings: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+        self.path, self.rounds, self._settings, self._model = path, rounds, dict(settings), dict(model)
+
+    @property
+    def kept(self) -> list[Kept]:
+        """The tasks of all rounds."""
+        return [task for done in self.rounds for task in done.kept]
+
+    def set_model(self, identity: Mapping[str, str]) -> None:
+        """Say which model completes the prompts of the rounds to come; the first round writes it down.
+
+        Raises:
+            FileError: the rounds so far are another model's.
+        """
+        if self.rounds:
+            _check_same(self._model, identity, Place(self.path))
+        self._model = dict(identity)
 
     def append(self, done: Round) -> None:
         """Add a round; it is on the disk when this returns."""
-        header = [] if self.rounds else [{"format": FORMAT, "settings": self._settings}]
+        header = [] if self.rounds else [{"format": FORMAT, "settings": self._settings, "model": self._model}]
         append_rows(self.path, *header, done.to_row())
         self.rounds.append(done)
 
@@ -88,7 +103,7 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
     """Hold a journal open to go on with; one that is not there, or without a whole round, is begun.
 
     Args:
-        settings: what the tasks depend on, as JSON values.
+        settings: what the tasks depend on and is known without the model, as JSON values.
 
     Raises:
         FileError: it was begun with other settings, another process holds it, or it is damaged.
@@ -101,13 +116,14 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
     with locked(path) as ours:
         if not ours:
             raise Place(path).unsuitable("another process is writing it", "wait for its end, or name another --out")
-        rounds = read_journal(path, settings)
+        model, rounds = _read(path, settings)
         if not rounds:
+            model = {}
             with naming(path):
                 os.truncate(path, 0)  # a first line of other settings, and no round that would be lost with it
         cut_unfinished_line(path)
         sync(path.parent)
-        yield Journal(path, rounds, settings)
+        yield Journal(path, rounds, settings, model)
 
 
 def read_journal(path: Path, settings: Mapping[str, Any] | None = None) -> list[Round]:
@@ -119,37 +135,42 @@ def read_journal(path: Path, settings: Mapping[str, Any] | None = None) -> list[
     Raises:
         FileError: it was begun with other settings; or it is no journal, or damaged.
     """
+    return _read(path, settings)[1]
+
+
+def _read(path: Path, settings: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[Round]]:
+    """The model that a journal was begun with, and its rounds."""
     with path.open("rb") as file:
         if not BEGIN.startswith(start := file.read(len(BEGIN))):
             raise Place(path).unsuitable(f"it begins with {shown(start)}, as no journal does", ANEW)
     rounds: list[Round] = []
-    begun: dict[str, Any] | None = None
+    begun: dict[str, Any] = {}
     for _, place, row in rows_of_lines(path, own=True):
-        if begun is None:
-            begun = _settings(row, place)
+        if not begun:
+            begun = _header(row, place)
             continue
         if not rounds and settings is not None:
-            _check_same(begun, settings, Place(path))
+            _check_same(begun["settings"], settings, Place(path))
         rounds.append(Round.from_row(row, place))
         if rounds[-1].number != len(rounds):
             raise place.damaged(f"round {rounds[-1].number} stands where round {len(rounds)} should", ANEW)
-    return rounds
+    return begun.get("model", {}), rounds
 
 
-def _settings(header: Any, place: Place) -> dict[str, Any]:
+def _header(header: Any, place: Place) -> dict[str, Any]:
+    """The first line, checked."""
     if (found := field(header, "format", place, int, remedy=ANEW)) != FORMAT:
         raise place.unsuitable(f"format {found}, and this program writes format {FORMAT}", ANEW)
-    settings: dict[str, Any] = field(header, "settings", place, dict, remedy=ANEW)
-    return settings
+    return {name: field(header, name, place, dict, remedy=ANEW) for name in ("settings", "model")}
 
 
-def _check_same(begun: Mapping[str, Any], settings: Mapping[str, Any], place: Place) -> None:
-    for name in sorted(begun.keys() | settings.keys()):
-        then, now = begun.get(name), settings.get(name)
+def _check_same(begun: Mapping[str, Any], given: Mapping[str, Any], place: Place) -> None:
+    for name in sorted(begun.keys() | given.keys()):
+        then, now = begun.get(name), given.get(name)
         if then != now:
             raise place.unsuitable(
                 f"it was begun with {name.replace('_', ' ')} {shown(then)}, now it is {shown(now)}",
-                f"say the same to go on; or {ANEW}",
+                f"take the same to go on; or {ANEW}",
             )
 
 

@@ -24,6 +24,7 @@ from data.self_instruct.parsing import Completion, parse_completion
 from data.self_instruct.pool import THRESHOLD, Kept, Pool
 from data.self_instruct.prompts import PREAMBLES, draw_prompt
 from files import write_whole
+from files.fields import Place
 
 Complete = Callable[[Sequence[str], int], Sequence[Completion]]
 """Prompts, and the number of the first in the whole run (from 0; a sampler's seeds follow from it) -> completions."""
@@ -50,7 +51,10 @@ class Settings:
         if self.shots < 1:
             raise ValueError(f"shots = {self.shots} must be at least 1: the demonstrations show the form")
         if self.tasks <= self.shots:
-            raise ValueError(f"tasks = {self.tasks} must be more than the {self.shots} that the prompt shows")
+            raise ValueError(
+                f"tasks = {self.tasks} must be more than shots = {self.shots}, with which the list begins; "
+                "raise --tasks or lower --shots"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
         if not 0 <= self.threshold <= 1:
@@ -150,7 +154,7 @@ def make_tasks(
     """
     for done in journal.rounds:
         work.recall(done)
-    kept = [task for done in journal.rounds for task in done.kept]
+    kept = journal.kept
     while len(kept) < count and barren_requests(journal.rounds) < give_up:
         done = work.round(len(journal.rounds) + 1, complete)
         journal.append(done)
@@ -171,5 +175,28 @@ def barren_requests(rounds: Sequence[Round]) -> int:
 
 def write_tasks(path: Path, tasks: Sequence[Kept]) -> None:
     """Write the tasks as one JSON list, Stanford's form, which `load_records` reads."""
+    write_whole(path, _listed(tasks))
+
+
+def check_unchanged(path: Path, tasks: Sequence[Kept]) -> None:
+    """Make sure that writing tasks would lose nothing: the file is not there, or is what `write_tasks` wrote of them.
+
+    Args:
+        tasks: all that were kept; the file may hold the first so many.
+
+    Raises:
+        FileError: it holds anything else, such as a change by hand.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    n_tasks = content.count(b"\n  {\n")  # within a string a newline is an escape
+    if content != _listed(tasks[:n_tasks]):
+        raise Place(path).unsuitable(
+            "it differs from what its journal gives, and would be overwritten", "move it away, or name another --out"
+        )
+
+
+def _listed(tasks: Sequence[Kept]) -> bytes:
     rows = [task.to_row() for task in tasks]
-    write_whole(path, (json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return (json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from data.self_instruct import Kept, Round, open_journal, read_journal
-from data.self_instruct.journal import BLOCK
+from data.self_instruct.journal import FORMAT
 from files import DamagedFileError, FileError, UnsuitableFileError
+from files.lines import BLOCK
 
 SETTINGS = {"seed": 0, "shots": 3, "base": "miniature", "threshold": 0.7, "adapter": None}
 
@@ -76,11 +77,36 @@ def test_other_settings_are_refused_by_name_and_change_nothing(path, name, value
     assert path.read_bytes() == content
 
 
+def test_another_model_is_refused_by_name_and_changes_nothing(tmp_path):
+    path = tmp_path / "x.journal.jsonl"
+    with open_journal(path, SETTINGS) as journal:
+        journal.set_model({"shape": "7B", "weights": "a"})
+        journal.append(a_round(1))
+        journal.set_model({"shape": "7B", "weights": "a"})
+    content = path.read_bytes()
+    with open_journal(path, SETTINGS) as journal:
+        for other in ({"shape": "7B", "weights": "b"}, {"shape": "7B"}, {}):
+            with pytest.raises(UnsuitableFileError, match=r"it was begun with (weights 'a'|shape '7B'), now it is"):
+                journal.set_model(other)
+        journal.set_model({"shape": "7B", "weights": "a"})
+        journal.append(a_round(2))
+    assert path.read_bytes().startswith(content) and read_journal(path) == [a_round(1), a_round(2)]
+
+
+def test_a_model_that_made_no_round_binds_nobody(tmp_path):
+    path = tmp_path / "x.journal.jsonl"
+    header = {"format": FORMAT, "settings": SETTINGS, "model": {"weights": "a"}}
+    path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    with open_journal(path, SETTINGS) as journal:
+        journal.append(a_round(1))
+        journal.set_model({})
+
+
 def test_without_a_round_other_settings_begin_anew(tmp_path):
     path = tmp_path / "x.journal.jsonl"
     with open_journal(path, SETTINGS):
         pass
-    path.write_text(json.dumps({"format": 1, "settings": SETTINGS}) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"format": FORMAT, "settings": SETTINGS, "model": {}}) + "\n", encoding="utf-8")
     with open_journal(path, SETTINGS | {"shots": 1}) as journal:
         journal.append(a_round(1))
     assert read_journal(path, SETTINGS | {"shots": 1}) == [a_round(1)]
@@ -110,8 +136,10 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
 
 
 BAD_LINES = {
-    "another format": {"format": 2, "settings": {}},
-    "settings that are a list": {"format": 1, "settings": []},
+    "another format": {"format": FORMAT - 1, "settings": {}, "model": {}},
+    "settings that are a list": {"format": FORMAT, "settings": [], "model": {}},
+    "a model that is a list": {"format": FORMAT, "settings": {}, "model": []},
+    "no model": {"format": FORMAT, "settings": {}},
     "a header that is a list": [1],
 }
 BAD_ROUNDS = {

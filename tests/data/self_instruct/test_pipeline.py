@@ -19,6 +19,7 @@ from data.self_instruct import (
     SelfInstruct,
     Settings,
     barren_requests,
+    check_unchanged,
     load_seeds,
     make_tasks,
     open_journal,
@@ -29,6 +30,7 @@ from data.self_instruct import (
     write_tasks,
 )
 from data.self_instruct.filters import REASONS, reason_to_drop
+from files import UnsuitableFileError
 
 SETTINGS = Settings(seed=7, batch_size=3)
 COUNT = 12
@@ -127,6 +129,25 @@ def test_enough_tasks_ask_for_no_completion(undisturbed, tmp_path):
     assert files(tmp_path) == files(undisturbed)
 
 
+def test_only_what_was_written_of_the_tasks_counts_as_unchanged(undisturbed, tmp_path):
+    rounds = read_journal(undisturbed / "tasks.journal.jsonl")
+    tasks = [task for done in rounds for task in done.kept]
+    path = tmp_path / "tasks.json"
+    check_unchanged(path, tasks)  # nothing there
+    for n in (0, 1, len(tasks) - 1, len(tasks)):
+        write_tasks(path, tasks[:n])
+        check_unchanged(path, tasks)
+    whole = path.read_bytes()
+    edits = (whole[:-1], whole + b"\n", whole.replace(b"\n", b"\r\n"), whole.replace(b"So ", b"Thus ", 1))
+    for content in (b"", b"mine", *edits):
+        path.write_bytes(content)
+        with pytest.raises(UnsuitableFileError, match="it differs from what its journal gives"):
+            check_unchanged(path, tasks)
+    write_tasks(path, tasks[1:])  # of these tasks, but not the first of them
+    with pytest.raises(UnsuitableFileError, match="it differs from what its journal gives"):
+        check_unchanged(path, tasks)
+
+
 def rounds_of(folder: Path) -> int:
     return len(read_journal(folder / "tasks.journal.jsonl"))
 
@@ -204,7 +225,7 @@ def test_the_completion_function_learns_the_number_of_its_first_request(tmp_path
     ("changes", "words"),
     [
         ({"shots": 0}, "shots = 0 must be at least 1"),
-        ({"tasks": 3}, "tasks = 3 must be more than the 3"),
+        ({"tasks": 3}, "tasks = 3 must be more than shots = 3"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
         ({"threshold": 1.5}, "threshold = 1.5 must be between 0 and 1"),
         ({"threshold": float("nan")}, "threshold = nan must be between 0 and 1"),

@@ -1,0 +1,48 @@
+"""What --out may replace: an earlier report on an exam with its page, and nothing else."""
+
+from pathlib import Path
+
+from evaluation.page import TITLE
+from files.fields import Place
+from files.rows import read_json
+from files.writing import make_folder
+
+REMEDY = "name another --out"
+HEAD = 4096
+"""Bytes of a page within which its title stands."""
+
+
+def check_destination(report: Path, compared: Path | None = None) -> None:
+    """Refuse before the exam is sat what could not be written after it, or would cost the user a file.
+
+    Args:
+        report: where the JSON report goes; the page goes beside it.
+        compared: the earlier report, which is still wanted.
+
+    Raises:
+        FileError: a file of another kind has the report's name, or its page's.
+        OSError: the directory cannot be made.
+    """
+    if compared is not None and compared.resolve() == report.resolve():
+        raise Place(report).unsuitable("it is the report to --compare with", REMEDY)
+    page = report.with_suffix(".html")
+    if report.exists() and not _is_report(report):
+        raise Place(report).unsuitable("there is a file of this name, and it is no report on an exam", REMEDY)
+    if page.exists() and not _is_page(page):
+        raise Place(page).unsuitable("the page would go here, and what is here is no page of an exam", REMEDY)
+    make_folder(report.parent)
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = read_json(path, remedy=REMEDY)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format", "settings", "questions"}
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f"<title>{TITLE}".encode() in file.read(HEAD)
