@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from data import PromptTemplate, TokenEncoder
 from int8 import THRESHOLD, Int8Linear, product_backend
@@ -66,7 +67,7 @@ class Inference:
 class ModelOptions:
     """The flags that say which model answers. Embed them in a script's options under an empty name."""
 
-    base: str = MINIATURE
+    base: Annotated[str, tyro.conf.arg(aliases=["--model"])] = MINIATURE
     """Checkpoint directory, in Meta's or Hugging Face's layout, in int8 or not, or "miniature": the bundled one."""
     adapter: Path | None = None
     """LoRA adapter (peft's format) trained on that base."""

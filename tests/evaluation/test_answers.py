@@ -61,7 +61,7 @@ TEXTS = [
     *("The answer is the pancreas.", "Pancreas\nPancreas", "Well, the pancreas makes it, I think."),
 ]
 NO_ANSWER = [
-    *("", " ", "\n", "?", "...", "F", "F: nothing", "Z", "The answer is F", "b", "B12 deficiency", "B+", "B-cells"),
+    *("", " ", "\n", "?", "...", "F", "F: nothing", "Z", "The answer is F", "B12 deficiency", "B+", "B-cells"),
     *(
         "A 35-year-old man",
         "A 35-year-old man has pain in the liver and the pancreas.",
