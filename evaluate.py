@@ -39,7 +39,7 @@ from rich.console import Console
 
 import data.miniature
 import evaluation
-from data.exams import Question, load_exam
+from data.exams import Question, left_out, load_exam
 from data.overlap import find_overlap, training_texts
 from evaluation import Comparison, Outcome, Paper, Report, Sitting, find_preset
 from files import printable, write_whole
@@ -234,6 +234,8 @@ def read_exam(options: Options) -> Exam:
     shots = evaluation.draw_shots(questions, pool, options.sitting.shots, options.sitting.seed, shared=shared)
     overlap = find_overlap(questions, training_texts(options.overlap)).sentences() if options.overlap else []
     notes = [f"overlap: {line}" for line in overlap]
+    if with_images := left_out(exam_path(options)):
+        notes.append(f"{with_images} questions of the exam have images and are left out, {len(whole)} are not")
     if options.rotations and not options.sitting.wording.lists_options:
         notes.append(f"{options.sitting.method} does not show the options, so their order cannot matter: try letter")
     return Exam(questions, shots, before, notes, "" if options.exam else "the exams of the miniature")

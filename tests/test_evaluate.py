@@ -374,6 +374,15 @@ def test_questions_that_stand_in_training_files_are_counted(base: Path, exam: Pa
     assert "overlap: " in text and "10 questions are shorter than 8 words" in text
 
 
+def test_questions_with_images_are_counted(base: Path, exam: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(exam, tmp_path / "exam")
+    (tmp_path / "exam" / "question_with_images.json").write_text('{"step1": [1, 2], "step2": [4]}')
+    run("--base", base, "--exam", tmp_path / "exam")
+    text = capsys.readouterr().out
+    assert rows(text)["all"][0] == "7"
+    assert "note: 3 questions of the exam have images and are left out, 7 are not" in plain(text)
+
+
 # --- Presets ---
 
 

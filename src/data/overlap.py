@@ -41,14 +41,14 @@ class QuestionOverlap:
         id: the question's.
         found, total: its different grams found, and all of them.
         longest: the longest run of its words that the grams found cover, as normalised; "" if none was found.
-        text: number, from 0, of the training text in which most of that run was first met; None if none was found.
+        where: the training text in which most of that run was first met, as "cards.json, row 7"; "" if none was found.
     """
 
     id: str
     found: int
     total: int
     longest: str = ""
-    text: int | None = None
+    where: str = ""
 
     @property
     def share(self) -> float:
@@ -93,7 +93,7 @@ class Overlap:
         ]
         if self.too_short:
             said.append(f"{len(self.too_short)} questions are shorter than {self.n} words and were not judged")
-        said += [f"{row.id}, {row.share:.0%}, text {row.text}: {_shortened(row.longest)}" for row in touched[:count]]
+        said += [f"{row.id}, {row.share:.0%}, in {row.where}: {_shortened(row.longest)}" for row in touched[:count]]
         return said
 
 
@@ -107,20 +107,20 @@ def normalised_words(text: str) -> list[str]:
 
 
 def find_overlap(
-    questions: Sequence[Question], texts: Iterable[str], n: int = WORDS, threshold: float = THRESHOLD
+    questions: Sequence[Question], texts: Iterable[tuple[str, str]], n: int = WORDS, threshold: float = THRESHOLD
 ) -> Overlap:
     """Look for every question's text (not its options or context) in the training texts.
 
     Args:
-        texts: read once, one at a time; `training_texts` gives those of files.
+        texts: where each stands, and the text; read once, one at a time. `training_texts` gives those of files.
 
     Raises:
         ValueError: n < 1, or a threshold outside (0, 1].
 
     >>> question = Question("1", "Which organ makes insulin in man?", {"A": "Liver", "B": "Pancreas"}, "B")
-    >>> overlap = find_overlap([question], ["The liver.", "Tell me which organ makes insulin."], n=3)
-    >>> overlap.rows
-    (QuestionOverlap(id='1', found=2, total=4, longest='which organ makes insulin', text=1),)
+    >>> texts = [("row 1", "The liver."), ("row 2", "Tell me which organ makes insulin.")]
+    >>> find_overlap([question], texts, n=3).rows
+    (QuestionOverlap(id='1', found=2, total=4, longest='which organ makes insulin', where='row 2'),)
     """
     if n < 1:
         raise ValueError(f"n = {n} words must be at least 1")
@@ -128,14 +128,14 @@ def find_overlap(
         raise ValueError(f"threshold = {threshold} must be a share above 0, at most 1")
     stems = [normalised_words(question.text) for question in questions]
     wanted = {gram for words in stems for gram in _grams(words, n)}
-    first_text: dict[tuple[str, ...], int] = {}
+    first_met: dict[tuple[str, ...], str] = {}
     n_texts = 0
-    for number, text in enumerate(texts):
-        n_texts = number + 1
+    for where, text in texts:
+        n_texts += 1
         for gram in filter(wanted.__contains__, _grams(normalised_words(text), n)):
-            first_text.setdefault(gram, number)
+            first_met.setdefault(gram, where)
     judged = [
-        _judge(question.id, words, n, first_text)
+        _judge(question.id, words, n, first_met)
         for question, words in zip(questions, stems, strict=True)
         if len(words) >= n
     ]
@@ -143,20 +143,22 @@ def find_overlap(
     return Overlap(n, threshold, tuple(judged), short, n_texts)
 
 
-def training_texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Every training text of the files, one at a time: of a record its instruction, input and output in one, of a row
-    of plain text its "text", of a .txt file its paragraphs.
+def training_texts(paths: Iterable[str | Path]) -> Iterator[tuple[str, str]]:
+    """Every training text of the files, one at a time, behind its file and row: of a record its instruction, input and
+    output in one, of a row of plain text its "text", of a .txt file its paragraphs.
 
     Raises:
-        FileError: what is none of these; file and place are named.
+        FileError: what is none of these, or no file; file and place are named.
         OSError: a file cannot be read.
     """
     for path in map(Path, paths):
+        if not path.exists():
+            raise Place(path).unsuitable("no such file", "check the path of the training file")
         if path.suffix == ".txt":
-            yield from load_texts([path])
+            yield from ((f"{path}, paragraph {i}", text) for i, text in enumerate(load_texts([path]), start=1))
             continue
         for _, place, row in read_rows(path):
-            yield _row_text(row, place)
+            yield f"{path}, {place.within}", _row_text(row, place)
 
 
 # --- Parts ---
@@ -173,9 +175,9 @@ def _grams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(n)), strict=False)
 
 
-def _judge(name: str, words: list[str], n: int, first_text: dict[tuple[str, ...], int]) -> QuestionOverlap:
+def _judge(name: str, words: list[str], n: int, first_met: dict[tuple[str, ...], str]) -> QuestionOverlap:
     grams = list(_grams(words, n))
-    hits = [i for i, gram in enumerate(grams) if gram in first_text]
+    hits = [i for i, gram in enumerate(grams) if gram in first_met]
     if not hits:
         return QuestionOverlap(name, 0, len(set(grams)))
     # Neighbouring grams cover one run: cut the hits where they do not follow each other.
@@ -186,7 +188,7 @@ def _judge(name: str, words: list[str], n: int, first_text: dict[tuple[str, ...]
         found=len({grams[i] for i in hits}),
         total=len(set(grams)),
         longest=" ".join(words[hits[begin] : hits[end - 1] + n]),
-        text=Counter(first_text[grams[i]] for i in hits[begin:end]).most_common(1)[0][0],
+        where=Counter(first_met[grams[i]] for i in hits[begin:end]).most_common(1)[0][0],
     )
 
 

@@ -7,6 +7,7 @@ asking        prompts.py      a question -> the prompt, and each option's contin
               likelihood.py   log p(option | prompt)                 scoring.py      the protocol likelihood
               generation.py   the protocols medalpaca and generate
               medalpaca.py    text -> letter, as published           answers.py      text -> letter, soundly
+                                                                     option_names.py where a text names an option
 sitting       paper.py        one exam, longest questions first      orders.py       the same in every order of options
               journal.py      what an interrupted one has done       result.py       what came of one question
 figures       statistics.py   Wilson's interval, McNemar's test      bootstrap.py    several seeds, differences

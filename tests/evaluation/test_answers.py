@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data.exams import load_exam
 from evaluation import parse_answer
-from evaluation.answers import CHANCE_LETTERS
+from evaluation.option_names import CHANCE_LETTERS
 
 ORGANS = {"A": "Liver", "B": "Pancreas", "C": "Insulin resistance", "D": "E. coli", "E": "Insulin"}
 VERDICTS = {"A": "yes", "B": "no", "C": "maybe"}
@@ -105,6 +105,92 @@ NO_ANSWER = [
     ),
     *("answer I think", "### Response:\nB", "E: Insulin resistance", "The liver. The pancreas.", "unlike the liver"),
 ]
+
+
+THREE = {"A": "Liver", "B": "Pancreas", "C": "Spleen"}
+STATED = [
+    *("I think it is B", "It is B.", "It's B.", "B is the answer", "Option B is the answer", "I would say B"),
+    *("Thus, B.", "My choice is B", "It would be (B)", "b", "<b>B</b>", "The answer is not A, but B"),
+    *("The liver makes bile, so the answer is pancreas.",),
+    *("The correct answer is pancreas because the liver makes bile", "Answer: The pancreas, not the liver"),
+    *("It is B, not A.", "B, not A", "B, not the liver", "Therefore B.", "Hence (B)", "So, B"),
+    *("So B is the answer.", "I believe it is B because the liver makes bile"),
+    *("The answer is pancreas. The liver makes bile.", "It is not A but B."),
+    *("Pancreas is the answer because the liver makes bile",),
+    *("The pancreas is the correct answer; the liver makes bile.", "B is the most likely answer."),
+    *("I am not sure, but I think it is B.", "I am not sure, but the answer is B"),
+    *("It can't be A, so the answer is B.", "My answer is pancreas"),
+    *("I'd go with the pancreas, although the liver makes bile", "The answer is B and not A"),
+    *("The answer is not the liver, but the pancreas.",),
+    *("The answer is the pancreas, which unlike the liver makes insulin.", "Is it A? No. It is B."),
+    *("A or B? I would say B.", "The answer choice is B", "answer choice B", 'The answer is "pancreas".'),
+    *("The answer is pancreas (B).", "Final answer: **Pancreas**"),
+    *("The best answer is B, since A is not an endocrine gland", "(B) is the answer", "b.", "<strong>B</strong>"),
+    *("The answer is B<br>", "I think the answer is B", "It must be B.", "B.\nThe liver makes bile."),
+    *("Answer: B.", "The answer is B because A is wrong", "The answer must be B", "That would be B."),
+    *("It is option B.", "It is the pancreas.", "The answer is B\nA is wrong", "B is correct, but A is wrong"),
+    *("I choose the pancreas", "the answer is b because it makes insulin"),
+    *("I think it is B, since the liver makes bile.", "The answer is not A or C, but B."),
+    *("The answer is B, though A is close to it.", 'The answer is B because "Why is it the liver?" is no answer'),
+]
+NOT_STATED = [
+    *("A or B", "It is not B", "B is wrong", "A liver disease", "Is it B?", "Is the answer B?", "It is A or B"),
+    *("I don't think it is B", "I doubt the answer is B", "I do not believe that it is B."),
+    *("If the answer is B, then A is wrong", "It is B or the liver.", "The answer is B, or maybe the liver."),
+    *("The answer is pancreas or liver", "The answer is either the pancreas or the liver."),
+    *("The answer is pancreas (A).", "The answer is pancreas, option A", "It is A disease"),
+    *("It is a disease of B cells", "Thus, A patient with B cells", "So I think", "I think A patient"),
+    *("It is B-cell", "It is B12", "It's B cells", "The answer is pancreas. No, the answer is liver."),
+    *("The answer is B. However, C could be right.", "The answer is B, but C is also possible"),
+    *("Maybe A, maybe B.", "It is B. It is C.", "Liver is not the answer"),
+    *("Neither liver nor pancreas is the answer", "If pancreas is the answer, the liver is not"),
+    *("The answer is liver failure", "Answer: spleen rupture", "One might think it is B"),
+    *("You might say that the answer is B", "I doubt that B is correct", "Whether B is correct is unclear."),
+    *("It is wrong to say that the answer is B.", "The answer may be B.", "vitamin B is the answer"),
+    *("In the figure, A is the right ventricle", "B is the best known antigen", "B is incorrect."),
+    *("It is unclear whether it is B", "Why is the answer B?", "I would not say B", "It is B that is wrong"),
+    *("I thought it is B", "The answer is B? Or C?", "It's A man", "so a", "It is a.", "This is a"),
+    *("Pancreas is the answer? No.", "A liver biopsy shows nothing.", "This is a liver disease"),
+    *("The answer is A: Pancreas", "The answer is liver, or B.", "The answer is not B."),
+    *("The answer is not only A but also B", "I would say B would be wrong", "The answer is A: No pancreas"),
+    *("The answer is B. Actually, C.", "Is it the pancreas?", "Answer: B C", "Thus, B would be wrong."),
+]
+
+
+@pytest.mark.parametrize("text", STATED)
+def test_an_answer_is_read_however_it_is_put(text: str) -> None:
+    assert parse_answer(text, THREE) == "B"
+
+
+@pytest.mark.parametrize("text", NOT_STATED)
+def test_what_is_denied_doubted_asked_or_said_of_two_is_not_read(text: str) -> None:
+    assert parse_answer(text, THREE) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is E. coli.", "C"),
+        ("It is E. Coli", "C"),
+        ("E. Coli", "C"),
+        ("E. coli is the answer, not S. aureus", "C"),
+        ("The answer is E. coli because it is a rod", "C"),
+        ("The answer is A because it is", "A"),
+        ("It is A.", "A"),
+        ("Thus, A.", "A"),
+        ("I would say I", "I"),
+        ("The answer is I.", "I"),
+        ("I is the answer", "I"),
+        ("I is", None),
+        ("It is I who said so", None),
+        ("The answer I like", None),
+        ("The answer is B and I am sure", "B"),
+        ("I am sure the answer is B, but I am tired", "B"),
+    ],
+)
+def test_words_that_look_like_letters_in_statements(text: str, letter: str | None) -> None:
+    options = {"A": "Liver", "B": "Pancreas", "C": "E. coli", "E": "S. aureus", "I": "Iron"}
+    assert parse_answer(text, options) == letter
 
 
 @pytest.mark.parametrize("text", LETTERS)
@@ -252,6 +338,33 @@ def test_the_options_of_a_real_exam_are_read_in_every_form(real_data: Path, coun
                 count_faults("contradicting answers")
 
 
+REASONED = [
+    "The answer is {1} because {3} is rare.",
+    "{1} is the correct answer.",
+    "{3} is rare, so the answer is {1}.",
+]
+REASONED += ["Answer: {1}, not {3}", "The answer is {0} because {3} is rare.", "The answer is not {2}, but {0}."]
+OPEN = ["The answer is {1} or {3}.", "The answer is {1} ({2}).", "The answer is {1}. No, the answer is {3}."]
+OPEN += ["Is the answer {0}?", "I don't think the answer is {0}.", "The answer is {0}. However, {2} could be right."]
+
+
+@pytest.mark.parametrize("name", ["medqa_5options_test.jsonl", "medbullets_op5.json"])
+def test_the_options_of_a_real_exam_are_read_past_another(real_data: Path, count_faults, name: str) -> None:
+    read = asked = 0
+    for question in load_exam(real_data / "exams" / name)[::20]:
+        letters = list(question.options)
+        for letter, other in zip(letters, letters[1:] + letters[:1], strict=True):
+            parts = letter, question.options[letter].strip('\n"'), other, question.options[other].strip('\n"')
+            for form in REASONED:
+                found = parse_answer(form.format(*parts), question.options)
+                assert found in (letter, None)
+                read, asked = read + (found == letter), asked + 1
+            for form in OPEN:
+                assert parse_answer(form.format(*parts), question.options) is None
+                count_faults("contradicting answers")
+    assert read / asked > 0.98
+
+
 PIECES = ["A", "B", "I", " ", "\n", ":", ".", ")", "(", "*", "</s>", "###", "É", "\0", "ſ"]
 PIECES += ["answer", "is", "the", "option", "liver", "pancreas", "not", "or"]
 pieces = st.sampled_from(PIECES)
@@ -262,8 +375,10 @@ def test_any_text_gives_an_option_or_none(text: str) -> None:
     assert parse_answer(text, {"A": "Liver", "B": "Pancreas", "I": "..."}) in ("A", "B", "I", None)
 
 
-@pytest.mark.parametrize("piece", [" ", "\n", '"', "(", "answer ", "answer is the ", "A ", "A: Liver ", "liver "])
+@pytest.mark.parametrize(
+    "piece", [" ", "\n", '"', "(", "answer ", "answer is the ", "A ", "A: Liver ", "liver ", "so A ", "B is correct. "]
+)
 def test_a_long_text_is_read_in_no_time(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     parse_answer("The answer is" + piece * (20_000 // len(piece)), ORGANS)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

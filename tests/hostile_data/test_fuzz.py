@@ -108,7 +108,7 @@ KINDS = {
     "run configs": Kind("run.toml", CONFIG, read_config),
     "step files": Kind(*STEP_FILE, folder_of, (KEY_FILE,)),
     "answer keys": Kind(*KEY_FILE, folder_of, (STEP_FILE,)),
-    "image lists": Kind("question_with_images.json", '{"step1": [2, "7"]}', folder_of, (STEP_FILE, KEY_FILE)),
+    "image lists": Kind("question_with_images.json", '{"step1": [2, "2"]}', folder_of, (STEP_FILE, KEY_FILE)),
     "MedQA": Kind("medqa.jsonl", lines([MEDQA, MEDQA]), load_exam),
     "MedQA lists": Kind("medqa.json", json.dumps([MEDQA, MEDQA]), load_exam),
     "Medbullets": Kind("bullets.json", json.dumps(BULLETS), load_exam),

@@ -24,11 +24,11 @@ from data.exams.mmlu import SUFFIX as MMLU_SUFFIX
 from data.exams.mmlu import read_subject, read_subjects
 from data.exams.pubmedqa import read_pubmedqa
 from data.exams.question import Question
-from data.exams.usmle import read_step, read_steps
+from data.exams.usmle import numbers_with_images, read_step, read_steps, step_files
 from files.fields import Place, listed
-from files.rows import holds_rows, read_json, read_rows
+from files.rows import holds_rows, read_json, read_rows, read_text
 
-__all__ = ["Question", "load_exam"]
+__all__ = ["Question", "left_out", "load_exam"]
 
 
 def load_exam(path: Path | str) -> list[Question]:
@@ -48,14 +48,22 @@ def load_exam(path: Path | str) -> list[Question]:
     if not path.exists():
         raise Place(path).unsuitable("no such file or folder", "check the path of the exam")
     questions = _read_folder(path) if path.is_dir() else _read_file(path)
+    if not questions and left_out(path):
+        raise Place(path).unsuitable("all its questions need images", "name another exam")
     if not questions:
-        raise Place(path).unsuitable("no question left to ask", "the file is empty, or all its questions need images")
+        raise Place(path).unsuitable("holds no questions", "an exam needs at least one")
     known: set[str] = set()
     for question in questions:
         if question.id in known:
             raise Place(path).damaged(f"question {listed([question.id])} occurs twice", "number the questions uniquely")
         known.add(question.id)
     return questions
+
+
+def left_out(path: Path | str) -> int:
+    """How many questions of an exam `load_exam` leaves out because they refer to an image; errors are as there."""
+    path = Path(path)
+    return sum(len(numbers_with_images(file)) for file in (step_files(path) if path.is_dir() else [path]))
 
 
 def _read_folder(path: Path) -> list[Question]:
@@ -77,9 +85,15 @@ def _read_file(path: Path) -> list[Question]:
             if "no" in known:
                 return read_step(path)
             break
+        else:
+            return []
+    elif not read_text(path).strip():
+        return []
     else:
         content = read_json(path, remedy="a file of one object per line needs the suffix .jsonl")
-        if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+        if content == {}:
+            return []
+        if isinstance(content, dict) and all(isinstance(value, dict) for value in content.values()):
             if {"question", "opa", "answer_idx"} <= content.keys():
                 return read_medbullets(path, content)
             if "QUESTION" in next(iter(content.values())):

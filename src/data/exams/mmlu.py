@@ -40,9 +40,12 @@ def read_subject(path: Path) -> list[Question]:
     questions = []
     for number, (place, row) in enumerate(_rows(path), start=1):
         text, *texts, answer = row
+        if number == 1 and re.fullmatch(r"[^\W\d]{2,}", answer.strip()):
+            raise place.unsuitable(
+                f"the answer is {shown(answer)}, no letter",
+                "remove this line if it is a header: MMLU's files have none",
+            )
         answer = answer.strip().upper()
-        if number == 1 and answer == "ANSWER":
-            raise place.unsuitable("the file begins with a header", "remove it: MMLU's files have none")
         options = dict(zip(LETTERS, texts, strict=True))
         question = question_of(
             place,
@@ -71,7 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[Place, list[str]]]:
             remedy = 'quote a field that holds a comma or ", and double each " in it'
             raise place.damaged(f"not valid CSV ({error})", remedy) from None
         begins = reader.line_num + 1
-        if not row:
+        if not "".join(row).strip():
             continue
         if len(row) != len(COLUMNS):
             raise place.unsuitable(

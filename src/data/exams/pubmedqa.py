@@ -19,6 +19,8 @@ def read_pubmedqa(path: Path, articles: dict[str, dict[str, Any]]) -> list[Quest
     listings = sorted(path.parent.glob("*test_ground_truth.json"))
     if listings:
         truth = read_object(listings[0], str)
+        if not truth:
+            raise Place(listings[0]).unsuitable("lists no articles", "complete it, or remove it to read all articles")
         if missing := truth.keys() - articles.keys():
             raise Place(path).unsuitable(
                 f"{len(missing):,} articles of {listings[0].name} are missing, such as {shown(min(missing))}",

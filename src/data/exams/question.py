@@ -91,6 +91,16 @@ def read_options(row: dict[str, Any], place: Place) -> dict[str, str]:
     return {letter: text_field(options, letter, place.at("options")) for letter in options}
 
 
+def answer_among(options: dict[str, str], answer: str) -> str:
+    """The answer as its option's letter is written: published keys mix cases, and put spaces around.
+
+    >>> answer_among({"A": "Liver", "B": "Pancreas"}, " b ")
+    'B'
+    """
+    key = answer.strip()
+    return key if key in options else next((letter for letter in options if letter.lower() == key.lower()), answer)
+
+
 def distinct_options(options: dict[str, str], answer: str) -> dict[str, str]:
     """The options that can be chosen between: without the empty ones, and of equal texts only the right or first one.
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.exams import Question, load_exam
+from files import FileError
 
 
 def write(path: Path, content: Any) -> Path:
@@ -16,12 +17,23 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "3", "null", "[1]", '{"a": 1}', '[{"x": 1}]', '{"a": {"b": "c"}}'])
+@pytest.mark.parametrize("content", ["3", "null", "[1]", '{"a": 1}', '[{"x": 1}]', '{"a": {"b": "c"}}'])
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "exam.json", content)
     with pytest.raises(
         ValueError, match=r"exam\.json: no exam layout is recognised; expected .*MedQA.*PubMedQA.*MedMCQA.*MMLU"
     ):
+        load_exam(path)
+
+
+EMPTY = [(name, text) for name in ("exam.json", "step1.json", "exam.jsonl", "exam_test.csv") for text in ("", " \n\n")]
+EMPTY += [(name, text) for name in ("exam.json", "step1.json") for text in ("[]", " [ ] ", "{}")]
+
+
+@pytest.mark.parametrize(("name", "content"), EMPTY)
+def test_an_empty_exam_is_called_so(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(FileError, match=rf"{name}: holds no questions; an exam needs at least one"):
         load_exam(path)
 
 

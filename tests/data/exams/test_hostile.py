@@ -76,7 +76,7 @@ OPTIONS: list[tuple[Any, str]] = [
     ({"A": "x", "B": ["y"]}, '"B" is a list, expected a string'),
     ({"A": "x", "\ud800": "y"}, "a letter of the options holds the lone surrogate U+D800"),
     ({"C": "x", "D": "y"}, "the answer 'A' is not among the options 'C', 'D'; correct the answer key"),
-    ({"a": "x", "b": "y"}, "the answer 'A' is not among the options 'a', 'b'"),
+    ({"c": "x", "d": "y"}, "the answer 'A' is not among the options 'c', 'd'"),
     ({str(i): str(i) for i in range(10**5)}, "100,000 options, at most 26 have letters"),
     (["x", "y"], '"options" is a list, expected an object'),
 ]
@@ -130,7 +130,13 @@ def test_solutions_of_questions_that_were_removed_do_no_harm(tmp_path: Path) -> 
 
 
 IMAGES: list[tuple[Any, str]] = [
-    ({"step1": [1, "2"]}, "no question left to ask"),
+    ({"step1": [1, "2"]}, "all its questions need images; name another exam"),
+    ({"stepp1": [1, 2]}, "'stepp1': there is no such step file beside it; correct its name"),
+    ({"step1": [], "step4": [1]}, "'step4': there is no such step file beside it"),
+    ({"../step1": [1]}, "'../step1': there is no such step file"),
+    ({"\ud800" * 10**4: [1]}, "there is no such step file"),
+    ({"step1": [999, 1]}, "step1: lists questions that step1.json does not hold ['999']; correct their numbers"),
+    ({"step1": ["01", "3"]}, "lists questions that step1.json does not hold ['01', '3']"),
     ({"step1": [None]}, "'step1': None is no question's number"),
     ({"step1": [[1]]}, "[1] is no question's number"),
     ({"step1": [True]}, "True is no question's number"),
@@ -169,7 +175,7 @@ TRUTHS: list[tuple[Any, str]] = [
     ({"11": "perhaps"}, "article 11: the answer is 'perhaps'; it must be one of yes, no, maybe"),
     ({"11": ["yes"]}, 'test_ground_truth.json: "11" is a list, expected a string'),
     ({"33": "yes", "4" * 10**5: "no"}, "2 articles of test_ground_truth.json are missing, such as '33'"),
-    ({}, "no question left to ask"),
+    ({}, "test_ground_truth.json: lists no articles; complete it, or remove it"),
     ("{", "test_ground_truth.json: not valid JSON"),
     ([], "test_ground_truth.json: the root is a list"),
 ]

@@ -39,6 +39,11 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
         load_exam(path)
 
 
+def test_an_answer_may_be_written_small_or_be_the_options_own_small_letter(tmp_path: Path) -> None:
+    rows = [MEDQA | {"answer_idx": " b "}, MEDQA | {"options": {"a": "x", "b": "y"}, "answer_idx": "B"}]
+    assert [question.answer for question in load_exam(write(tmp_path / "medqa.json", rows))] == ["B", "b"]
+
+
 def test_lines_without_the_suffix_get_a_hint(tmp_path: Path) -> None:
     path = write(tmp_path / "medqa.json", f"{json.dumps(MEDQA)}\n{json.dumps(MEDQA)}\n")
     with pytest.raises(ValueError, match=r"needs the suffix \.jsonl"):

@@ -79,7 +79,14 @@ def test_of_equal_options_the_right_one_stays(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, str, str]] = [
-    ("question,A,B,C,D,answer\n" + ROW, "line 1", "the file begins with a header; remove it"),
+    (
+        "question,A,B,C,D,answer\n" + ROW,
+        "line 1",
+        "the answer is 'answer', no letter; remove this line if it is a header",
+    ),
+    ("Question,A,B,C,D, correct_option\n" + ROW, "line 1", "the answer is ' correct_option', no letter; remove this"),
+    ("Q?,1,2,3,4,E\n" + ROW, "line 1", "the answer 'E' is not among the options"),
+    (ROW + "question,A,B,C,D,answer\n", "line 2", "the answer 'ANSWER' is not among"),
     (ROW + "Q?,1,2,3,4,E\n", "line 2", "the answer 'E' is not among the options 'A', 'B', 'C', 'D'"),
     (ROW + "Q?,1,2,3,4,\n", "line 2", "the answer '' is not among"),
     (ROW + "Q?,1,2,3,4,2\n", "line 2", "the answer '2' is not among"),
@@ -94,8 +101,8 @@ BAD: list[tuple[str, str, str]] = [
     ('"two\nlines?",1,2,3,4,B\nQ?,1,2,3,4,Z\n', "line 3", "the answer 'Z'"),
     (ROW + f"{'x' * 200_000},1,2,3,4,B\n", "line 2", "not valid CSV (field larger than field limit"),
     (ROW + "Q?,1,a\0b,3,4,B\n", "line 2", "NUL"),
-    ("", "", "no question left to ask"),
-    ("\n\n", "", "no question left to ask"),
+    ("", "", "holds no questions"),
+    ("\n\n", "", "holds no questions"),
     ('{"question": "Q?"}', "line 1", "1 column, expected 6"),
 ]
 

@@ -1,6 +1,7 @@
 """USMLE step folders: what is read, what is left out, and what a refusal names."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.exams import Question, load_exam
+from data.exams import Question, left_out, load_exam
+from files import FileError
 
 ROW = {"no": 1, "question": "Which organ makes insulin?", "options": {"A": "Liver", "B": "Pancreas"}}
 
@@ -50,9 +52,38 @@ def test_questions_with_images_are_left_out_before_they_are_checked(tmp_path: Pa
     rows = [*numbered(3), ROW | {"no": 4, "options": {}}]
     write_step(tmp_path, rows, {"1": "A", "2": "A", "3": "A", "4": "C"})
     write_step(tmp_path, numbered(2), {"1": "A", "2": "A"}, step=2)
-    write(tmp_path / "question_with_images.json", {"step1": [2, "4"], "step3": [1]})
-    assert [question.id for question in load_exam(tmp_path)] == ["step1/1", "step1/3", "step2/1", "step2/2"]
+    write(tmp_path / "question_with_images.json", {"step1": [2, "4", 4], "step2": [1]})
+    assert [question.id for question in load_exam(tmp_path)] == ["step1/1", "step1/3", "step2/2"]
     assert [question.id for question in load_exam(tmp_path / "step1.json")] == ["step1/1", "step1/3"]
+    assert (left_out(tmp_path), left_out(tmp_path / "step1.json"), left_out(tmp_path / "step2.json")) == (3, 2, 1)
+
+
+def test_lists_of_the_published_lengths_give_the_published_counts(tmp_path: Path) -> None:
+    for step, n in enumerate((119, 120, 135), start=1):
+        write_step(tmp_path, numbered(n), {str(number): "A" for number in range(1, n + 1)}, step)
+    images = {"step1": [*range(4, 31)], "step2": [*range(25, 35)], "step3": [*range(123, 136)]}
+    write(tmp_path / "question_with_images.json", images)
+    assert Counter(question.step for question in load_exam(tmp_path)) == {"step1": 92, "step2": 110, "step3": 122}
+    assert left_out(tmp_path) == 374 - 324
+
+
+def test_without_a_list_nothing_is_left_out(tmp_path: Path) -> None:
+    write_step(tmp_path, numbered(2), {"1": "A", "2": "A"})
+    assert left_out(tmp_path) == 0
+
+
+def test_an_empty_step_is_not_passed_over(tmp_path: Path) -> None:
+    write_step(tmp_path, [], {})
+    write_step(tmp_path, numbered(1), {"1": "A"}, step=2)
+    with pytest.raises(FileError, match=r"step1\.json: holds no questions; complete it, or remove it"):
+        load_exam(tmp_path)
+
+
+def test_a_step_of_another_spelling_is_not_passed_over(tmp_path: Path) -> None:
+    write_step(tmp_path, numbered(1), {"1": "A"}, step=2)
+    write(tmp_path / "Step1.json", numbered(1))
+    with pytest.raises(FileError, match=r"Step1\.json: a step file's name is written small; rename it to step1\.json"):
+        load_exam(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +103,11 @@ def test_questions_with_images_are_left_out_before_they_are_checked(tmp_path: Pa
         ([ROW], {"1": 2}, r'step1_solutions.json: "1" is a number, expected a string'),
         ([ROW], ["A"], r"step1_solutions.json: the root is a list, expected an object"),
         ([ROW, ROW], {"1": "A"}, r"question 'step1/1' occurs twice; number the questions uniquely"),
-        ([], {}, r"no question left to ask"),
+        ([], {}, r"step1.json: holds no questions"),
         ({}, {}, r"step1.json: the root is an object, expected a list of objects"),
         ([None], {"1": "A"}, r"step1.json, row 1: the row is null, expected an object"),
         ([ROW | {"no": True}], {"1": "A"}, r'row 1: "no" is a boolean, expected a number or a string'),
-        ([{"no": 1}], {"1": "A"}, r'question 1: the key "question" is missing'),
+        ([{"no": 1}], {"1": "A"}, r'question 1: the key "options" is missing'),
         ([ROW | {"question": " "}], {"1": "A"}, r"question 1: the text is empty; write it, or remove"),
         ([ROW | {"question": None}], {"1": "A"}, r'question 1: "question" is null'),
         ([ROW | {"question": "\ud83d?"}], {"1": "A"}, r"question 1: .*lone surrogate U\+D83D"),
