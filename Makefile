@@ -44,7 +44,7 @@ demo: $(STAMP)  ## Fine-tune the bundled LLaMA on the bundled medicine, examine 
 	@$(BIN)/python evaluate.py --adapter runs/demo/adapter --int8 --out runs/demo/exam-after.json --compare runs/demo/exam-before.json
 	@$(BIN)/python generate.py --adapter runs/demo/adapter --int8 --side-by-side --instruction 'Answer this question truthfully'
 
-table2: $(STAMP)  ## MedAlpaca's Table 2 in miniature: six models, three seeds, 25 minutes; goes on where it was stopped
+table2: $(STAMP)  ## MedAlpaca's Table 2 in miniature: six models, three seeds, 22 minutes; goes on where it was stopped
 	$(BIN)/python benchmarks/table2.py
 
 ablations: $(STAMP)  ## What each ingredient does: 17 changes of a recipe, three seeds, two hours; goes on where it was stopped

@@ -163,6 +163,7 @@ def save(
     console: Console,
 ) -> None:
     """The JSON report, and the page beside it."""
+    evaluation.check_destination(out)  # much may have been written since the exam began
     more: dict[str, Any] = {"rotations": asdict(sat.bias)} if sat.bias else {}
     more |= {"comparison": {name: change.figures for name, change in comparison.items()}} if comparison else {}
     more |= {"published": dict(published)} if published else {}
@@ -259,7 +260,6 @@ def fingerprint(options: Options, inference: Inference) -> dict[str, str]:
     lowered to go on after an exam ran out of memory."""
     shaped_by = inference.identity() | {name: str(value) for name, value in options.sitting.settings.items()}
     return shaped_by | {
-        "int8_threshold": str(options.model.int8_threshold),
         "template": json.dumps(inference.template.to_dict()),
         "program": version("medalpaca-from-scratch"),
     }
@@ -271,7 +271,7 @@ def chosen(options: Options, inference: Inference, exam: Exam) -> dict[str, Any]
     flags |= flags.pop("model") | options.sitting.settings | {"template": inference.template.name}
     del flags["sitting"]
     plain: dict[str, Any] = json.loads(json.dumps(flags, default=str))  # paths as text
-    return plain | {"description": inference.description, "questions": evaluation.text_digest(exam.questions)}
+    return plain | {"description": inference.description, "questions_digest": evaluation.text_digest(exam.questions)}
 
 
 def standing_beside(

@@ -212,7 +212,8 @@ def test_a_comparison_with_other_questions_is_refused_before_the_model_is_loaded
             "--preset medalpaca-7b-lora is a base with a LoRA adapter: name it with --adapter",
         ),
         (["--preset=llama-7b", "--base", "x", "--adapter", "y"], "llama-7b is a model without an adapter: leave"),
-        (["--preset", "llama-13b"], "--preset llama-13b starts from llama-13b: name the model with --base"),
+        (["--preset", "medalpaca-13b"], "is a model tuned from llama-13b: name its directory with --base"),
+        (["--preset", "llama-13b"], "--preset llama-13b is llama-13b: name its directory with --base"),
         (["--preset", "alpaca-7b", "--preset", "nobody"], "nobody"),  # the last one counts
     ],
 )

@@ -12,13 +12,14 @@ sitting       paper.py        one exam, longest questions first      orders.py  
               journal.py      what an interrupted one has done       result.py       what came of one question
 figures       statistics.py   Wilson's interval, McNemar's test      bootstrap.py    several seeds, differences
               letters.py      a taste for a letter                   bias.py         what the options' order changes
-              comparison.py   accuracies by group, two runs paired
+              comparison.py   accuracies by group, two runs paired   alike.py         were they asked the same way
 telling       notes.py        what a reader should know              report.py       the JSON report
               destination.py  what --out may replace
               tables.py       all that is printed as a table
               page.py         the web page                           page_letters.py, page_examples.py  parts of it
 """
 
+from evaluation.alike import asked_otherwise, check_same_texts, text_digest
 from evaluation.answers import parse_answer
 from evaluation.bias import RotationBias, rotated
 from evaluation.bootstrap import (
@@ -27,15 +28,7 @@ from evaluation.bootstrap import (
     paired_bootstrap_interval,
     seeds_interval,
 )
-from evaluation.comparison import (
-    Comparison,
-    accuracies,
-    asked_otherwise,
-    check_same_questions,
-    check_same_texts,
-    compare,
-    text_digest,
-)
+from evaluation.comparison import Comparison, accuracies, check_same_questions, compare
 from evaluation.destination import check_destination
 from evaluation.journal import Journal, journal_path, open_journal
 from evaluation.letters import LetterHistogram, confusion, letter_histogram

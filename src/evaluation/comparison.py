@@ -3,15 +3,13 @@
 Groups are the exam's steps, the questions whose fact was seen in training and those whose was not, and all.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from data.exams import Question
 from evaluation.bootstrap import paired_bootstrap_interval
 from evaluation.result import Result, accuracy_of
-from evaluation.sitting import Sitting
 from evaluation.statistics import Accuracy, mcnemar_exact
 
 ALL = "all"
@@ -105,37 +103,6 @@ def compare(before: Sequence[Result], after: Sequence[Result]) -> dict[str, Comp
             lost=verdicts.count((True, False)),
         )
     return comparisons
-
-
-def text_digest(questions: Sequence[Question]) -> str:
-    """A short name for what is asked, in whatever order: ids, contexts, texts and options."""
-    rows = sorted((q.id, q.context, q.text, list(q.options.items())) for q in questions)
-    return hashlib.sha256(repr(rows).encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def check_same_texts(settings: Mapping[str, Any], questions: Sequence[Question]) -> None:
-    """Make sure that an earlier report, whose settings these are, is about questions with these texts.
-
-    Raises:
-        ValueError: it is not. A report that does not say passes.
-    """
-    if settings.get("questions", digest := text_digest(questions)) != digest:
-        raise ValueError(
-            "the runs are not about the same questions: they have the same numbers and other texts; score both with "
-            "the same version of the exam"
-        )
-
-
-def asked_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two reports' settings say differently about how the questions were asked; a comparison is then of more than
-    models.
-
-    >>> asked_otherwise({"method": "letter", "shots": 0, "base": "a"}, {"method": "text", "shots": 0, "base": "b"})
-    ['method letter then, text now']
-    """
-    names = [field.name for field in fields(Sitting)] + ["template"]
-    pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in names}
-    return [f"{name} {then} then, {after} now" for name, (then, after) in pairs.items() if then != after]
 
 
 def _groups(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -1,15 +1,15 @@
 """What --out may replace: an earlier report on an exam with its page, and nothing else."""
 
+import re
 from pathlib import Path
 
 from evaluation.page import TITLE
 from files.fields import Place
-from files.rows import read_json
 from files.writing import make_folder
 
 REMEDY = "name another --out"
 HEAD = 4096
-"""Bytes of a page within which its title stands."""
+"""Bytes that tell what a file is; a page has its title there."""
 
 
 def check_destination(report: Path, compared: Path | None = None) -> None:
@@ -34,15 +34,15 @@ def check_destination(report: Path, compared: Path | None = None) -> None:
 
 
 def _is_report(path: Path) -> bool:
-    try:
-        content = read_json(path, remedy=REMEDY)
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.keys() >= {"format", "settings", "questions"}
+    return re.match(rb'\{\s*"format": \d+,\s*"settings": \{', _head(path)) is not None
 
 
 def _is_page(path: Path) -> bool:
+    return f"<title>{TITLE}".encode() in _head(path)
+
+
+def _head(path: Path) -> bytes:
     if not path.is_file():
-        return False
+        return b""
     with path.open("rb") as file:
-        return f"<title>{TITLE}".encode() in file.read(HEAD)
+        return file.read(HEAD)

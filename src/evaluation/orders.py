@@ -1,12 +1,12 @@
 """Sitting an exam once, or once in every cyclic order of its options; each order with a journal of its own."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.exams import Question
+from evaluation.alike import digest
 from evaluation.bias import RotationBias, rotated
 from evaluation.journal import Journal, journal_path, open_journal
 from evaluation.notes import notes
@@ -76,6 +76,7 @@ def sit_in_orders(
             for k, (turned, shown) in enumerate(turns):
                 fingerprint = dict(shaped_by or {}) | {"questions": digest(turned), "shown": digest(shown)}
                 journals.append(held.enter_context(open_journal(journal_path(report, k), fingerprint)))
+                journals[k].check(turned)
                 for line in journals[k].story(len(turned)):
                     say(line)
         in_all = sum(len(turned) for turned, _ in turns)
@@ -104,8 +105,3 @@ def _turned(
     """The questions that have more than k options, these moved on by k places, and the shots before each."""
     rows = [row for row in zip(questions, shots, strict=True) if len(row[0].options) > k]
     return [rotated(question, k) if k else question for question, _ in rows], [shown for _, shown in rows]
-
-
-def digest(questions: Sequence[object]) -> str:
-    """A short name for questions, all that they hold included."""
-    return hashlib.sha256(repr(list(questions)).encode(errors="surrogatepass")).hexdigest()[:16]

@@ -61,7 +61,7 @@ def exam_page(
         notes: what a reader of the accuracies should know.
         comparison: with an earlier report, by group.
         rotations: what was found when the options stood in other orders.
-        published: accuracy by step that somebody reports, to stand beside the measured one.
+        published: accuracy by group that somebody reports, to stand beside the measured one.
         title: what the exam is called; by default the end of its path.
         date: printed at the end, if given.
 
@@ -158,7 +158,7 @@ def accuracy_parts(
         ],
         caption="The interval is of the points, by resampling the questions with both verdicts. gained: right only "
         "after; lost: right only before. p: McNemar's exact test, two-sided; a p of less than 0.05 would be rare if "
-        "neither model were better.",
+        "neither model were better. Where few changed, it says more than the interval.",
     )
     return [drawn, table]
 

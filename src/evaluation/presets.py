@@ -23,6 +23,7 @@ from pathlib import Path
 
 from data import PromptTemplate
 from data.exams import Question
+from evaluation.comparison import ALL
 from llama import LlamaConfig
 
 STEPS = ("step1", "step2", "step3")
@@ -73,8 +74,9 @@ class Preset:
         Raises:
             ValueError: what is missing, or too much, and its flag.
         """
+        kind = "an adapter on " if self.needs_adapter else "" if self.name == self.base else "a model tuned from "
         problems = {
-            f"starts from {self.base}: name the model with --base": not base,
+            f"is {kind}{self.base}: name its directory with --base": not base,
             "is a base with a LoRA adapter: name it with --adapter": self.needs_adapter and adapter is None,
             "is a model without an adapter: leave --adapter out": adapter is not None and not self.needs_adapter,
             "is about the USMLE self-assessment: name it with --exam": exam is None,
@@ -190,14 +192,15 @@ PRESETS: dict[str, Preset] = {
 def published_beside(
     preset: Preset, shape: LlamaConfig, questions: Sequence[Question]
 ) -> tuple[Mapping[str, float] | None, str]:
-    """The row's accuracies where they are about such a model and such questions; or None, and why not."""
+    """The row's accuracies by group where they are about such a model and such questions; or None, and why not."""
     size = LlamaConfig.named(preset.base.removeprefix("llama-").upper())
     if (shape.dim, shape.n_layers) != (size.dim, size.n_layers):
         return None, f"{preset.title} is a {preset.base}, this model is none: its published accuracies say nothing here"
-    if strange := {question.step for question in questions}.difference(STEPS):
+    steps = {question.step for question in questions}
+    if strange := steps.difference(STEPS):
         step = sorted(strange)[0] or "no step"
         return None, f"the published accuracies are of {', '.join(STEPS)}, these questions of {step}: another exam"
-    return preset.published, ""
+    return {ALL: preset.published[steps.pop()]} if len(steps) == 1 else preset.published, ""
 
 
 def find_preset(name: str) -> Preset:

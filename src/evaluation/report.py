@@ -1,6 +1,7 @@
 """The JSON report of an exam, which a later run compares itself with.
 
 {"format": 2, "settings": {}, "versions": {}, "accuracy": {group: {}}, "counts": {"letters": {}, ...}, "notes": [],
+ "rotations": {}, "comparison": {group: {}}, "published": {group: share},                  each where there is one
  "questions": [{"id", "step", "seen", "answer", "letters", "predicted", "scores", "texts", "accident", "truncated",
                 "correct", "margin", "tied"}]}
 """

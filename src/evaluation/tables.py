@@ -24,13 +24,11 @@ def accuracy_table(results: Sequence[Result], title: str = "", published: Mappin
     """One row per group; bold where even the interval's lower end is above chance. Fits into 80 columns.
 
     Args:
-        published: accuracy by step that somebody reports, to stand beside the measured one.
+        published: accuracy by group that somebody reports, to stand beside the measured one.
     """
     caption = "95 % Wilson intervals; chance: a blind guess; bold: above"
     headings = ("n", "correct", "accuracy", "95 % interval", "chance", *(["published"] if published else []))
     table = _table(("questions",), headings, caption, title)
-    if published and len(steps := {result.step for result in results}) == 1:
-        published = {**published, ALL: published[step]} if (step := steps.pop()) in published else published
     for name, accuracy in accuracies(results).items():
         if name == ALL:
             table.add_section()
@@ -49,7 +47,8 @@ def comparison_table(comparisons: Mapping[str, Comparison], title: str = "") -> 
     low, high = whole.interval
     caption = (
         f"all: {100 * whole.change:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} "
-        "(resampled, paired)\n(95 % Wilson interval); p: exact McNemar test, paired; bold: better, p < 0.05"
+        "(resampled, paired)\n"
+        "(95 % Wilson interval); p: exact McNemar test, paired, safer for few changes; bold: better, p < 0.05"
     ).replace("-", "−")
     table = _table(("questions",), ("n", "before", "after", "chance", "gained", "lost", "p"), caption, title)
     for name, row in comparisons.items():

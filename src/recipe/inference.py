@@ -51,11 +51,14 @@ class Inference:
     def identity(self) -> dict[str, str]:
         """What it answers with, by name: equal for the same weights, adapter and tokenizer, wherever they lie."""
         scalings = sorted({layer.scaling for _, layer in lora_layers(self.model)})
+        thresholds = sorted({layer.threshold for layer in self.model.modules() if isinstance(layer, Int8Linear)})
         return {
-            "shape": json.dumps(asdict(self.model.config)),
-            "weights": model_digest(self.model, trained=True),
             "LoRA scaling": ", ".join(map(str, scalings)) or "no adapter",
-            "tokenizer": self.tokenizer.digest(),
+            "dtype": str(self.model.tok_embeddings.weight.dtype).removeprefix("torch."),
+            "int8 threshold": ", ".join(map(str, thresholds)) or "no int8",
+            "shape": json.dumps(asdict(self.model.config)),
+            "tokenizer": self.tokenizer.digest()[:16],
+            "weights": model_digest(self.model, trained=True)[:16],
         }
 
     def answer_limit(self, prompt: Sequence[int], wanted: int) -> int:

@@ -6,7 +6,7 @@ from torch import nn
 
 from data.exams import Question
 from evaluation import Outcome, Result, notes, sit_in_orders
-from files import UnsuitableFileError
+from files import DamagedFileError, UnsuitableFileError
 
 QUESTIONS = [
     Question("1", "Which organ?", {"A": "liver", "B": "lung", "C": "skin"}, "B"),
@@ -124,3 +124,16 @@ def test_what_was_asked_otherwise_is_refused_and_kept(tmp_path: Path, change: st
         )
     ask(QUESTIONS, SHOTS, "1")
     assert said.pop().endswith("3 of 3 questions were answered before; going on") and not said
+
+
+def test_a_journal_whose_answers_were_changed_is_damage(tmp_path: Path) -> None:
+    report = tmp_path / "exam.json"
+    with sit_in_orders(Reader(longest), QUESTIONS, SHOTS, report=report, progress=False):
+        pass
+    journal = tmp_path / "exam.journal.jsonl"
+    journal.write_text(journal.read_text().replace('"answer": "B"', '"answer": "A"'))
+    with (
+        pytest.raises(DamagedFileError, match="the result of question '1' is not about the exam's question"),
+        sit_in_orders(Reader(longest), QUESTIONS, SHOTS, report=report, progress=False),
+    ):
+        pass

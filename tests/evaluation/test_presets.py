@@ -11,8 +11,10 @@ import tyro
 import evaluate
 import train
 from data import TEMPLATES, PromptTemplate
-from evaluation.presets import CHATDOCTOR_CHAT, PRESETS, QUESTIONS, STEPS, Preset, find_preset
+from data.exams import Question
+from evaluation.presets import CHATDOCTOR_CHAT, PRESETS, QUESTIONS, STEPS, Preset, find_preset, published_beside
 from evaluation.statistics import wilson_interval
+from llama import LlamaConfig
 from recipe import read_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,6 +66,31 @@ def test_an_unknown_preset_is_refused_with_the_nearest_or_all() -> None:
         find_preset("medalpaca-7")
     with pytest.raises(ValueError, match=r"'xyz'; known: llama-7b, .*medalpaca-13b-lora-8bit; --preset list"):
         find_preset("xyz")
+
+
+def test_published_figures_are_beside_such_a_model_on_such_an_exam_only() -> None:
+    preset, shape = PRESETS["llama-7b"], LlamaConfig.named("7B")
+    options = {"A": "x", "B": "y"}
+    steps = [Question(step, "Which?", options, "A", step=step) for step in STEPS]
+    assert published_beside(preset, shape, steps) == (preset.published, "")
+    assert published_beside(preset, shape, steps[1:2]) == ({"all": 0.202}, "")  # the table has one line then
+    figures, why = published_beside(preset, LlamaConfig.named("13B"), steps)
+    assert figures is None and "LLaMA 7b is a llama-7b, this model is none" in why
+    figures, why = published_beside(preset, shape, [*steps, Question("x", "Which?", options, "A", step="step2&3")])
+    assert figures is None and "these questions of step2&3: another exam" in why
+
+
+@presets
+def test_a_preset_says_what_it_is_about(preset: Preset) -> None:
+    here, adapter = Path("."), Path("adapter") if preset.needs_adapter else None
+    preset.check("base", adapter, here)
+    for base, given, exam, words in (
+        ("", adapter, here, rf"{preset.base}: name its directory with --base"),
+        ("base", None if adapter else here, here, "--adapter"),
+        ("base", adapter, None, "name it with --exam"),
+    ):
+        with pytest.raises(ValueError, match=f"--preset {preset.name} is .*{words}"):
+            preset.check(base, given, exam)
 
 
 def sizes_behind(accuracy: float, near: int) -> list[int]:

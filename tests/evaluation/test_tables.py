@@ -61,11 +61,6 @@ def test_published_accuracies_stand_beside_the_measured_ones_within_80_columns()
     assert rows["step9"].endswith("%") and rows["all"] == "25.0%"  # chance: nothing was published
 
 
-def test_a_single_steps_published_accuracy_stands_beside_all() -> None:
-    text = shown(accuracy_table(exam("rw", "step2"), "", {"step1": 0.1, "step2": 0.312}))
-    assert [line.split()[-1] for line in text.splitlines() if "all" in line] == ["31.2%"]
-
-
 # --- Two runs ---
 
 

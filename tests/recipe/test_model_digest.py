@@ -103,4 +103,6 @@ def test_an_adapter_counts_where_what_is_trained_counts():
 def test_the_miniature_answers_as_itself_and_in_int8_as_another():
     plain, again, int8 = (load_for_inference(int8=int8, progress=False).identity() for int8 in (False, False, True))
     assert plain == again and plain["LoRA scaling"] == "no adapter"
-    assert [name for name in plain if plain[name] != int8[name]] == ["weights"]
+    assert [name for name in plain if plain[name] != int8[name]] == ["int8 threshold", "weights"]
+    other = load_for_inference(int8=True, int8_threshold=0.5, progress=False).identity()
+    assert [name for name in int8 if int8[name] != other[name]] == ["int8 threshold"]
