@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from evaluation.option_names import (
     CLOSE,
     END,
+    NEGATIONS,
     OPEN,
     OVER,
     REASON,
@@ -69,24 +70,34 @@ _LINE = re.compile(
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"\n|[.,;:!?]\s|\b(?:and|but|so|thus|therefore|hence|then)\b", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"\b(?:since|because|as|while|although|though|given)\b"
+    r"(?:(?!\b(?:I|you|we|one|that|if|whether|say|unlikely|doubt\w*)\b).)*$",
+    re.IGNORECASE,
+)
+"""In the clause before a statement: a reason, whose negations are not the statement's, unless it speaks of saying."""
 _DOUBT = re.compile(
     r"\b(?:not|never|cannot|unlikely|incorrect|wrong|false|doubt\w*|if|whether|unless|wonder|unclear|unsure|uncertain"
-    r"|might|may|could|(?<!\bI )would|thought)\b|n[’']t\b",
+    r"|might|may|could|(?<!\bI )would|thought)\b|n[’']t\b"
+    rf"|\b(?:no|least|next|second|worst)\s+(?:(?:{_BEST}|likely|appropriate)\s+)?$",
     re.IGNORECASE,
 )
 """Before a statement, in its clause: it is not meant."""
 _ASKED = re.compile(r"(?:[^.!;?\"“]|[\"“](?!\w\w))*\?")  # itself, not a question that it quotes
 _DENIED = re.compile(
-    r"[\W_]*(?:(?:this|that|it|which)\s+)?(?:(?:is|was|are|can|could|would|does)\s*(?:be\s+)?)?"
-    r"(?:n[’']t|not|cannot|no(?!,)|incorrect|wrong|false)\b",
+    rf"(?:(?![.!?;]{CLOSE}\s)[\W_])*(?:(?:this|that|it|which)\s+)?(?:(?:is|was|are|can|could|would|does)\s*(?:be\s+)?)?"
+    r"(?:n[’']t|not|cannot|no(?!,|\s+other)|incorrect|wrong|false)\b"
+    # In the next sentence only what is about the answer: not "B. It does not make bile."
+    r"|[\W_]*(?:(?:this|that|it)\s+)?(?:is\s*)?(?:(?:(?:n[’']t|not)\s+(?:correct|right|true)|incorrect|wrong|false)\b"
+    r"|(?:n[’']t|not|no)(?=\W*$|[.;!]))",
     re.IGNORECASE,
 )
 """Behind an option: the text refuses it."""
-_CONTRAST = re.compile(rf"[,;]?\s*(?:and\s+|but\s+)?not\s+{_OF}", re.IGNORECASE)
+_CONTRAST = re.compile(rf"[,;:]?\s*(?:and\s+|but\s+)?not\s+{_OF}", re.IGNORECASE)
 """Behind an option: the text refuses another."""
 _JOINED = re.compile(rf"{CLOSE}\s*(?:,\s*or\b|,|/|&|and\b|or\b)\s*{_OF}", re.IGNORECASE)
 _PERHAPS = re.compile(
-    r"\b(?:or|but|no|wait|actually|maybe|perhaps|possibly|however|alternatively)\b,?\s+"
+    r"\b(?:or|but|no|wait|actually|maybe|perhaps|possibly|however|alternatively|sorry|I\s+mean)\b[,:]?\s+"
     rf"(?:(?:it|this|that|also|is|may|might|could|be)\s+)*{_OF}",
     re.IGNORECASE,
 )
@@ -122,11 +133,18 @@ def _parse(said: str, options: Mapping[str, str]) -> str | None:
     letters = stated | begun if len(begun) == 1 or not stated else stated
     if letters:
         return letters.pop() if len(letters) == 1 and CONTRADICTION not in letters else None
-    mentioned = set(mentions(said, options))
+    named = list(mentions(said, options))
+    mentioned = {letter for letter, _ in named}
     if len({tuple(words_of(options[letter])) for letter in mentioned}) == 1:  # "< 3" and "> 3" are the same words
         mentioned = {letter for letter in mentioned if plain(options[letter]) in plain(said)} or mentioned
     mentioned |= {letter for letter, option in options.items() if plain(option) == plain(said)}
-    return mentioned.pop() if len(mentioned) == 1 else None
+    if len(mentioned) != 1:
+        return None
+    [letter] = mentioned
+    followed = [behind[:NEAR] for found, behind in named if found == letter]
+    refused = not NEGATIONS.search(options[letter]) and any(_refused(behind, options) for behind in followed)
+    contradicted = any(_gives_another(letter, behind, options) for behind in followed)
+    return None if refused or contradicted or _called_wrong(letter, said) else letter
 
 
 # --- Statements ---
@@ -166,7 +184,7 @@ def _rest(said: str, begin: int) -> str:
 
 def _meant(said: str, begin: int, rest: str) -> bool:
     """Whether a statement is one: "I doubt that it is B", "if it is B", "is it B?" are none."""
-    clause = _CLAUSE.split(said[max(0, begin - NEAR) : begin])[-1]
+    clause = _ASIDE.sub("", _CLAUSE.split(said[max(0, begin - NEAR) : begin])[-1])
     return not _DOUBT.search(clause) and not _ASKED.match(rest)
 
 
@@ -174,6 +192,11 @@ def _by_itself(rest: str, behind: str) -> bool:
     """Whether a letter is a capital, and behind it the statement ends or a second one comes."""
     ends = re.match(OVER, behind, re.IGNORECASE) or _JOINED.match(behind)
     return bool(ends) and re.match(f"{OPEN}[A-Z]", rest) is not None
+
+
+def _called_wrong(letter: str, said: str) -> bool:
+    """Whether the text calls an option wrong by its letter, wherever that is: "A is incorrect. The liver ..."."""
+    return any(_DENIED.match(said, found.end()) for found in re.finditer(rf"(?<!\w){letter}{END}{CLOSE}", said))
 
 
 def _refused(behind: str, options: Mapping[str, str]) -> bool:
@@ -205,7 +228,7 @@ def _line_starts(said: str, options: Mapping[str, str]) -> Iterator[str]:
             taken |= letter != "I"
         else:
             taken |= mark != ""
-        if _refused(rest, options) and words_of(rest)[:1] != words_of(options[letter])[:1]:
+        if _refused(mark + rest, options) and words_of(rest)[:1] != words_of(options[letter])[:1]:
             continue
         if taken:
             yield letter if _agrees(letter, mark.replace(":", "") + rest, options) else CONTRADICTION
@@ -236,13 +259,14 @@ def _stands_alone(letter: str, behind: str, options: Mapping[str, str]) -> bool:
         return False
     if re.match(rf",?\s*{REASON}", behind, re.IGNORECASE):
         return True
-    return not set(mentions(STOP.split(behind, maxsplit=1)[0], options)) - {letter}
+    return all(other == letter for other, _ in mentions(STOP.split(behind, maxsplit=1)[0], options))
 
 
 def _gives_another(letter: str, behind: str, options: Mapping[str, str]) -> bool:
-    """Whether a second answer follows: "... or C", "... but perhaps the liver", "... (C)"."""
+    """Whether a second answer follows: "... or C", "... but perhaps the liver", "... (C)", "... C is also possible"."""
     others = "|".join(re.escape(other) for other in options if other != letter)
-    if re.search(rf"(?<!\w)(?:{others})[:)\]]", behind):
+    also = r"\s+(?:is|may|might|can|could|would)\s+(?:be\s+)?also\b"
+    if re.search(rf"(?<!\w)(?:{others})(?:[:)\]]|{also})|\s[-–—]\s(?:{others})\W*$", behind):
         return True
     joined = _JOINED.match(behind)
     for match in [*([joined] if joined else []), *_PERHAPS.finditer(behind)]:

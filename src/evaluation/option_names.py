@@ -102,8 +102,9 @@ def text_at(text: str, options: Mapping[str, str]) -> tuple[str, str] | None:
     return letter, text[end:]
 
 
-def mentions(said: str, options: Mapping[str, str]) -> Iterator[str]:
-    """Letters of the options whose text occurs as an answer; of texts within one another, the longest."""
+def mentions(said: str, options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Letters of the options whose text occurs as an answer, of texts within one another the longest, each with what
+    follows it on its line."""
     sought = {letter: words_of(option) for letter, option in options.items() if words_of(option)}
     longer = {
         letter: [
@@ -129,7 +130,7 @@ def mentions(said: str, options: Mapping[str, str]) -> Iterator[str]:
                 continue  # "a liver disease" is no liver
             asked = line.endswith("?", 0, sentence[1]) and not options[letter].endswith("?")
             if not negated and not asked and (_telling(options[letter]) or _apart(line[:begin], line[end:])):
-                yield letter
+                yield letter, line[end:]
 
 
 def _between(positions: Sequence[int], begin: int, end: int) -> int:

@@ -44,11 +44,18 @@ def test_a_shared_phrase_is_no_contamination() -> None:
     assert find_overlap(ask(asked), rows(other), threshold=0.1).contaminated == [*overlap.rows]
 
 
-def test_the_longest_run_is_shown_and_the_text_that_holds_it_named() -> None:
+def test_the_longest_run_is_shown_and_the_text_that_holds_most_named() -> None:
     words = [f"w{i}" for i in range(20)]
-    texts = ["w15 w16 w17", "w2 w3 w4 w5 w6", "w2 w3 w4"]
+    texts = ["w15 w16 w17", "w2 w3 w4 w5 w6", "w2 w3 w4 w5 w6", "w2 w3 w4"]
     [row] = find_overlap(ask(" ".join(words)), rows(*texts), n=3).rows
     assert (row.longest, row.found, row.where) == ("w2 w3 w4 w5 w6", 4, "row 2")
+
+
+def test_the_row_named_holds_the_question_not_its_beginning() -> None:
+    asked = f"Which of the following is the most likely diagnosis in this man? {STEM}"
+    beginning = "Which of the following is the most likely diagnosis in this woman?"
+    overlap = find_overlap(ask("Another one", asked), rows(beginning, STEM, asked, asked))
+    assert [row.where for row in overlap.rows] == ["row 3"]
 
 
 def test_questions_shorter_than_a_gram_are_counted_apart() -> None:
@@ -74,7 +81,7 @@ def test_examples_come_worst_first_and_sentences_are_short() -> None:
     assert [row.id for row in overlap.examples(1)] == ["0"]
     first, *examples = overlap.sentences(2)
     assert first == "3 of 4 questions have 50% or more of their 3-word runs in the 2 training texts, 3 have any"
-    assert examples[0] == "0, 100%, in row 1: one two three four"
+    assert examples[0] == "0, 100%, most in row 1: one two three four"
     assert len(examples) == 2 and all(len(line) < 140 for line in examples)
 
 
@@ -95,7 +102,8 @@ def test_shares_are_what_comparing_every_place_gives(stems: list[str], texts: li
         row = found[str(number)]
         assert (row.found, row.total) == (len(set().union(*holders)), len(grams))
         assert (row.where == "") == (row.found == 0)
-        assert not row.where or holders[[where for where, _ in rows(*texts)].index(row.where)]
+        counts = list(map(len, holders))
+        assert not row.where or row.where == f"row {counts.index(max(counts)) + 1}"
         assert row.longest in stem and (row.longest == "") == (row.found == 0)
         assert len(row.longest.split()) >= n or not row.found
 
@@ -134,7 +142,7 @@ def test_a_hit_names_its_file_and_row(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "Nothing."}] * 3))
     (tmp_path / "b.json").write_text(json.dumps([{"text": "Nothing."}, {"text": STEM}]))
     [_, hit] = find_overlap(ask(STEM), training_texts([tmp_path / "a.json", tmp_path / "b.json"])).sentences()
-    assert hit.startswith(f"0, 100%, in {tmp_path}/b.json, row 2: a 35 year old man")
+    assert hit.startswith(f"0, 100%, most in {tmp_path}/b.json, row 2: a 35 year old man")
 
 
 @pytest.mark.parametrize("name", ["nowhere.json", "nowhere.jsonl", "nowhere.txt"])

@@ -60,7 +60,7 @@ def read_subject(path: Path) -> list[Question]:
 
 
 def _rows(path: Path) -> Iterator[tuple[Place, list[str]]]:
-    """The rows that hold anything, each with the line it begins in."""
+    """The rows, blank lines aside, each with the line it begins in."""
     # Line breaks are left to the parser: one within quotes is text.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     begins = 1
@@ -74,7 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[Place, list[str]]]:
             remedy = 'quote a field that holds a comma or ", and double each " in it'
             raise place.damaged(f"not valid CSV ({error})", remedy) from None
         begins = reader.line_num + 1
-        if not "".join(row).strip():
+        if len(row) <= 1 and not "".join(row).strip():
             continue
         if len(row) != len(COLUMNS):
             raise place.unsuitable(

@@ -40,7 +40,7 @@ def step_files(folder: Path) -> list[Path]:
 
 def read_step(path: Path) -> list[Question]:
     """One step file and the `_solutions.json` beside it, without the questions that refer to an image."""
-    key_path = path.with_name(f"{path.stem}_solutions.json")
+    key_path = _key_path(path)
     if not key_path.exists():
         raise Place(path).unsuitable(f"its answer key {key_path.name} is missing", 'put it beside, as {"1": "B", ...}')
     key = read_object(key_path, str)
@@ -76,12 +76,13 @@ def read_step(path: Path) -> list[Question]:
 
 
 def numbers_with_images(path: Path) -> set[str]:
-    """Numbers of the questions in a step file that refer to an image."""
+    """Numbers of the questions in a step file that refer to an image; none where a file has no answer key beside it,
+    for it is of another layout."""
     listing = path.with_name(IMAGES)
-    if not listing.exists():
+    if not (listing.exists() and _key_path(path).exists()):
         return set()
     images = read_object(listing, list)
-    steps = {file.stem for file in path.parent.glob("*.json")}
+    steps = {path.stem, *(file.stem for file in step_files(path.parent))}
     for step, numbers in images.items():
         place = Place(listing, shown(step))
         if step not in steps:
@@ -91,3 +92,7 @@ def numbers_with_images(path: Path) -> set[str]:
         if wrong := [number for number in numbers if type(number) not in (int, str)]:
             raise place.unsuitable(f"{shown(wrong[0])} is no question's number", "write numbers")
     return {str(number) for number in images.get(path.stem, ())}
+
+
+def _key_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_solutions.json")

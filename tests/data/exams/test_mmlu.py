@@ -94,6 +94,7 @@ BAD: list[tuple[str, str, str]] = [
     (ROW + "Q?, or not?,1,2,3,4,B\n", "line 2", "7 columns, expected 6"),
     (ROW + "one\n", "line 2", "1 column, expected 6"),
     (ROW + ",1,2,3,4,B\n", "line 2", "the text is empty"),
+    (ROW + " \n,,,,,\n", "line 3", "the text is empty"),
     (ROW + "Q?,1,,3,4,B\n", "line 2", "option 'B' is empty"),
     (ROW + "Q?,1,1,1,1,B\n", "line 2", "1 option(s), at least 2"),
     (ROW + 'Q?,1,"2,3,4,B\n', "line 2", "not valid CSV (unexpected end of data)"),

@@ -72,6 +72,21 @@ def test_without_a_list_nothing_is_left_out(tmp_path: Path) -> None:
     assert left_out(tmp_path) == 0
 
 
+def test_a_list_of_images_beside_another_exam_is_not_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "question_with_images.json", {"step1": [1]})
+    path = write(tmp_path / "medqa.jsonl", json.dumps(ROW | {"answer_idx": "B"}))
+    assert len(load_exam(path)) == 1 and left_out(path) == 0
+
+
+@pytest.mark.parametrize("name", ["step2", "step1_solutions", "question_with_images"])
+def test_a_list_of_images_names_step_files(tmp_path: Path, name: str) -> None:
+    write_step(tmp_path, numbered(1), {"1": "A"})
+    write(tmp_path / "question_with_images.json", {name: [1]})
+    for read in (load_exam, left_out):
+        with pytest.raises(FileError, match=rf"question_with_images\.json, '{name}': there is no such step file"):
+            read(tmp_path)
+
+
 def test_an_empty_step_is_not_passed_over(tmp_path: Path) -> None:
     write_step(tmp_path, [], {})
     write_step(tmp_path, numbered(1), {"1": "A"}, step=2)
