@@ -143,22 +143,20 @@ def accuracy_parts(
         return [drawn]
     table = Table(
         "Before and after, question by question",
-        ("questions", "points", "95 % interval", "gained", "lost", "p"),
+        ("questions", "points (95 %)", "gained, lost", "p"),  # as wide as a phone
         [
             (
                 name,
-                points(c.change),
-                changed_span(c),
-                f"+{c.gained:,}",
-                f"−{c.lost:,}",
-                shown_p(c.p_value).removeprefix("= "),
+                f"{points(c.change, 0)} ({changed_span(c, 0).replace('+', '')})",
+                f"+{c.gained:,} −{c.lost:,}",
+                shown_p(c.p_value).removeprefix("= ").replace(" ", ""),
             )
             for name in names
             if (c := comparison.get(name))
         ],
-        caption="The interval is of the points, by resampling the questions with both verdicts. gained: right only "
-        "after; lost: right only before. p: McNemar's exact test, two-sided; a p of less than 0.05 would be rare if "
-        "neither model were better. Where few changed, it says more than the interval.",
+        caption="In brackets the 95 % interval of the points, by resampling the questions with both verdicts. gained: "
+        "right only after; lost: right only before. p: McNemar's exact test, two-sided; a p of less than 0.05 would be "
+        "rare if neither model were better. Where few changed, it says more than the interval.",
     )
     return [drawn, table]
 
@@ -200,14 +198,14 @@ def span(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.low:.1f} to {percent(accuracy.high)}"
 
 
-def changed_span(change: Comparison) -> str:
+def changed_span(change: Comparison, digits: int = 1) -> str:
     """The interval of a change in words."""
-    return " to ".join(map(points, change.interval))
+    return " to ".join(points(end, digits) for end in change.interval)
 
 
-def points(difference: float) -> str:
+def points(difference: float, digits: int = 1) -> str:
     """A difference of two accuracies, in per cent of the questions."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
 
 
 def _short(exam: object) -> str:

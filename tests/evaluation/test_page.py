@@ -51,9 +51,9 @@ def test_a_comparison_shows_both_and_what_was_gained_and_lost():
     comparison = compare(before, RESULTS)
     said = text_of(RESULTS, comparison=comparison)
     whole = comparison["all"]
-    points, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (whole.change, *whole.interval))
-    assert f"{low} to {high}, 95 % interval; p" in said and f"all{points}{low} to {high}+{whole.gained}" in said
-    assert f"+{whole.gained}" in said and f"−{whole.lost}" in said
+    points, low, high = (100 * figure for figure in (whole.change, *whole.interval))
+    assert f"{points:+.1f}{low:+.1f} to {high:+.1f}, 95 % interval; p" in said
+    assert f"all{points:+.0f} ({low:.0f} to {high:.0f})+{whole.gained} −{whole.lost}" in said
     assert "all, before" in said and "McNemar" in said and "points since before" in said
 
 
