@@ -7,6 +7,19 @@ from evaluation import Result
 
 FOUR = Question("4", "Which?", dict(zip("ABCD", ("w", "x", "y", "z"), strict=True)), "B")
 FIVE = Question("5", "Which?", dict(zip("ABCDE", ("v", "w", "x", "y", "z"), strict=True)), "A")
+ROW = {
+    "id": "1",
+    "step": "",
+    "seen": None,
+    "answer": "A",
+    "letters": ["A", "B"],
+    "predicted": "A",
+    "scores": {"A": -1.0, "B": -2.0},
+    "texts": [],
+    "accident": False,
+    "truncated": False,
+}
+"""A result as a report holds it."""
 
 
 def result(name: str, right: bool, step: str = "", seen: bool | None = None, **changes: object) -> Result:

@@ -5,6 +5,7 @@ Groups are the exam's steps, the questions whose fact was seen in training and t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from data.exams import Question
@@ -34,7 +35,7 @@ class Comparison:
         """Accuracy after less accuracy before."""
         return self.after.value - self.before.value
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % of the change, by resampling the questions with both verdicts."""
         return paired_bootstrap_interval(self.gained, self.lost, self.after.n)

@@ -25,7 +25,7 @@ from evaluation.report import read_result
 from evaluation.result import Result
 from files import DamagedFileError, FileError, fields, shown, sync
 from files.fields import Place, text_field
-from files.lines import append_rows, begins_with, cut_unfinished_line
+from files.lines import append_rows, cut_unfinished_line, foreign_beginning
 from files.locks import locked
 from files.rows import rows_of_lines
 from files.writing import make_folder, naming
@@ -118,7 +118,7 @@ def open_journal(path: Path, fingerprint: Mapping[str, str]) -> Iterator[Journal
     with naming(path):
         path.touch()  # what is not there cannot be locked
     with _held(path):
-        if not begins_with(path, BEGIN):
+        if foreign_beginning(path, BEGIN):
             raise Place(path).unsuitable("it is no journal of an exam", REMEDY)
         cut_unfinished_line(path)
         if not _read(journal, fingerprint):

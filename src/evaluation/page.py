@@ -15,7 +15,7 @@ from evaluation.comparison import ALL, Comparison, accuracies
 from evaluation.page_examples import worked_examples
 from evaluation.page_letters import accuracy_bar, letter_bars, letter_matrix, rotation_parts
 from evaluation.result import Result
-from evaluation.statistics import Accuracy, shown_p, wilson_interval
+from evaluation.statistics import Accuracy, shown_p, shown_points, wilson_interval
 from files import versions
 from pages import (
     Bar,
@@ -110,7 +110,7 @@ def tiles(results: Sequence[Result], whole: Accuracy, change: Comparison | None)
     yield Tile(number(whole.n), "questions", f"{whole.correct:,} answered right")
     if change:
         detail = f"{changed_span(change)}, 95 % interval; p {shown_p(change.p_value)}"
-        yield Tile(points(change.change), "points since before", detail)
+        yield Tile(shown_points(change.change), "points since before", detail)
     if unanswered := sum(row.predicted is None for row in results):
         yield Tile(number(unanswered), "without an answer", "they count as wrong")
     if accidents := sum(row.accident for row in results):
@@ -121,20 +121,19 @@ def accuracy_parts(
     groups: Mapping[str, Accuracy], comparison: Mapping[str, Comparison] | None, published: Mapping[str, float]
 ) -> list[Bars | Table]:
     """Bars by group, each with its earlier self if there is one; then what was gained and lost."""
-    names = shown_groups(groups)
+    names, column = shown_groups(groups), ["published"] if published else []
     rows = []
     for name in names:
         if comparison and name in comparison:
-            blank = ("",) if published else ()
-            rows.append(accuracy_bar(f"{name}, before", comparison[name].before, blank, kind="faint"))
-        more = (percent(published[name]) if name in published else "",) if published else ()
+            rows.append(accuracy_bar(f"{name}, before", comparison[name].before, [""] * len(column), kind="faint"))
+        more = [percent(published[name]) if name in published else "" for _ in column]
         rows.append(accuracy_bar(name, groups[name], more, strong=name == ALL, goes_on=bool(comparison)))
     left_out = len(groups) - len(names)
     legend = [("", "this model"), ("interval", "95 % Wilson interval"), ("chance", "a blind guess")]
     drawn = Bars(
         "Right answers",
         rows,
-        headings=("questions", "n", "accuracy", "95 % interval", *(["published"] if published else [])),
+        headings=("questions", "n", "accuracy", "95 % interval", *column),
         unit="%",
         legend=[("faint", "before"), *legend] if comparison else legend,
         caption=f"And {left_out:,} groups more, in the JSON report." if left_out else "",
@@ -147,7 +146,7 @@ def accuracy_parts(
         [
             (
                 name,
-                f"{points(c.change, 0)} ({changed_span(c, 0).replace('+', '')})",
+                f"{shown_points(c.change, 0)} ({changed_span(c, 0).replace('+', '')})",
                 f"+{c.gained:,} −{c.lost:,}",
                 shown_p(c.p_value).removeprefix("= ").replace(" ", ""),
             )
@@ -200,12 +199,7 @@ def span(accuracy: Accuracy) -> str:
 
 def changed_span(change: Comparison, digits: int = 1) -> str:
     """The interval of a change in words."""
-    return " to ".join(points(end, digits) for end in change.interval)
-
-
-def points(difference: float, digits: int = 1) -> str:
-    """A difference of two accuracies, in per cent of the questions."""
-    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+    return " to ".join(shown_points(end, digits) for end in change.interval)
 
 
 def _short(exam: object) -> str:

@@ -117,6 +117,15 @@ def shown_p(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
+def shown_points(difference: float, digits: int = 1) -> str:
+    """A difference of two accuracies, in per cent of the questions.
+
+    >>> shown_points(0.3525), shown_points(-0.0125, 0)
+    ('+35.2', '−1')
+    """
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Right answers of n, with the 95 % interval and what guessing would give.

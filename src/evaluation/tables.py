@@ -13,7 +13,7 @@ from evaluation.bias import RotationBias
 from evaluation.comparison import ALL, Comparison, accuracies
 from evaluation.presets import PRESETS, STEPS
 from evaluation.result import Result
-from evaluation.statistics import shown_p
+from evaluation.statistics import shown_p, shown_points
 
 BAR_WIDTH = 24
 LONGEST_TEXT = 300
@@ -44,12 +44,11 @@ def accuracy_table(results: Sequence[Result], title: str = "", published: Mappin
 def comparison_table(comparisons: Mapping[str, Comparison], title: str = "") -> Table:
     """One row per group; bold where a gain would be rare by luck (p < 0.05). Fits into 80 columns."""
     whole = comparisons[ALL]
-    low, high = whole.interval
     caption = (
-        f"all: {100 * whole.change:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} "
+        f"all: {shown_points(whole.change)} points, 95 % interval {' to '.join(map(shown_points, whole.interval))} "
         "(resampled, paired)\n"
         "(95 % Wilson interval); p: exact McNemar test, paired, safer for few changes; bold: better, p < 0.05"
-    ).replace("-", "−")
+    )
     table = _table(("questions",), ("n", "before", "after", "chance", "gained", "lost", "p"), caption, title)
     for name, row in comparisons.items():
         if name == ALL:

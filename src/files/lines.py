@@ -30,10 +30,11 @@ def append_rows(path: Path, *rows: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def begins_with(path: Path, beginning: bytes) -> bool:
-    """Whether a file begins so, as far as it goes: true of an empty one."""
+def foreign_beginning(path: Path, own: bytes) -> bytes:
+    """What a file begins with where a journal has `own`; nothing if it begins so, as far as it goes."""
     with path.open("rb") as file:
-        return beginning.startswith(file.read(len(beginning)))
+        start = file.read(len(own))
+    return b"" if own.startswith(start) else start
 
 
 def cut_unfinished_line(path: Path) -> None:

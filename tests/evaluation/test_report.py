@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
-from exam_results import exam, result
+from exam_results import ROW, exam, result
 
 from data.exams import Question
 from evaluation import Result, notes, read_report, write_report
@@ -77,18 +77,6 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
-ROW = {
-    "id": "1",
-    "step": "",
-    "seen": None,
-    "answer": "A",
-    "letters": ["A", "B"],
-    "predicted": "A",
-    "scores": {"A": -1.0, "B": -2.0},
-    "texts": [],
-    "accident": False,
-    "truncated": False,
-}
 SAID = ROW | {"scores": {}, "texts": ["A: one"]}
 GOOD = {"format": 2, "settings": {}, "questions": [ROW]}
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from byte_mutations import EXAMPLES, damaged, retyped
+from exam_results import ROW
 from hypothesis import given, settings
 
 import generate
@@ -82,18 +83,7 @@ class Kind(NamedTuple):
     beside: tuple[tuple[str, str], ...] = ()
 
 
-RESULT = {
-    "id": "1",
-    "step": "s",
-    "seen": None,
-    "answer": "A",
-    "letters": ["A", "B"],
-    "predicted": "A",
-    "scores": {"A": -1e-3, "B": -2.5},
-    "texts": [],
-    "accident": False,
-    "truncated": False,
-}
+RESULT = ROW | {"step": "s", "scores": {"A": -1e-3, "B": -2.5}}
 REPORT = {"format": 2, "settings": {"description": "é"}, "questions": [RESULT, RESULT | {"id": "2", "seen": True}]}
 STEP_FILE, KEY_FILE = ("step1.json", json.dumps(STEP)), ("step1_solutions.json", KEY)
 ARTICLES = ("pqal.json", json.dumps({"11": ARTICLE, "22": ARTICLE}))

@@ -21,7 +21,7 @@ from data.self_instruct.filters import REASONS
 from data.self_instruct.pool import Kept
 from files import require_regular_file, shown, sync
 from files.fields import Place, field, quoted
-from files.lines import append_rows, cut_unfinished_line
+from files.lines import append_rows, cut_unfinished_line, foreign_beginning
 from files.locks import locked
 from files.rows import rows_of_lines
 from files.writing import naming
@@ -140,9 +140,8 @@ def read_journal(path: Path, settings: Mapping[str, Any] | None = None) -> list[
 
 def _read(path: Path, settings: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[Round]]:
     """The model that a journal was begun with, and its rounds."""
-    with path.open("rb") as file:
-        if not BEGIN.startswith(start := file.read(len(BEGIN))):
-            raise Place(path).unsuitable(f"it begins with {shown(start)}, as no journal does", ANEW)
+    if start := foreign_beginning(path, BEGIN):
+        raise Place(path).unsuitable(f"it begins with {shown(start)}, as no journal does", ANEW)
     rounds: list[Round] = []
     begun: dict[str, Any] = {}
     for _, place, row in rows_of_lines(path, own=True):
